@@ -1,0 +1,100 @@
+"""Who computes an operation: a Triton kernel where its declared constraints hold, torch everywhere else.
+
+The choice is made before the call from what the tensors are, logged once with its reason, and never by catching
+a failure of the kernel itself. `Kernel.refusal` is the one place that knows why a kernel cannot run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MIN_TRITON = (3, 0)
+
+
+class BackendUnavailableError(ValueError):
+    """A requested implementation cannot run here; the message gives every reason and the alternative."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """What a Triton kernel accepts.
+
+    Attributes:
+        name: for logs and errors.
+        dtypes: dtypes of its first tensor argument.
+        min_capability: lowest CUDA compute capability, (major, minor).
+        last_dim_multiple: the first argument's last dimension must be a multiple of this.
+    """
+
+    name: str
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+    min_capability: tuple[int, int] = (8, 0)
+    last_dim_multiple: int = 1
+
+    def refusal(self, x: Tensor) -> str | None:
+        """The reason why this kernel cannot take `x`, or None if it can."""
+        reason = triton_refusal(x.device, self.min_capability)
+        if reason is None and x.dtype not in self.dtypes:
+            reason = f"{x.dtype} is none of {', '.join(str(d) for d in self.dtypes)}"
+        if reason is None and x.shape[-1] % self.last_dim_multiple:
+            reason = f"last dimension {x.shape[-1]} is not a multiple of {self.last_dim_multiple}"
+        return reason
+
+    def accepts(self, x: Tensor) -> bool:
+        """Whether the kernel runs on `x`; the decision is logged the first time it is made for a reason."""
+        reason = self.refusal(x)
+        _log_choice(self.name, str(x.device), reason)
+        return reason is None
+
+    def require(self, x: Tensor, alternative: str) -> None:
+        """Raise `BackendUnavailableError`, naming the alternative, where the kernel cannot take `x`."""
+        reason = self.refusal(x)
+        if reason is not None:
+            raise BackendUnavailableError(f"{self.name}: needs its Triton kernel, but {reason}; {alternative}")
+
+
+@functools.cache
+def _log_choice(name: str, device: str, reason: str | None) -> None:
+    if reason is None:
+        log.info("%s on %s: Triton kernel", name, device)
+    else:
+        log.info("%s on %s: torch, because %s", name, device, reason)
+
+
+def triton_refusal(device: torch.device, min_capability: tuple[int, int] = (8, 0)) -> str | None:
+    """Why Triton kernels cannot run on `device`, or None if they can."""
+    if device.type != "cuda":
+        return f"the device is {device.type}, not cuda"
+    if torch.version.hip is not None:
+        return "this is a ROCm build of torch; the kernels are written for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < min_capability:
+        return f"compute capability {capability[0]}.{capability[1]} is below {min_capability[0]}.{min_capability[1]}"
+    return _triton_install_refusal(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _triton_install_refusal(device_index: int) -> str | None:
+    """Import Triton and run a one-element kernel once: finds a missing package, an old one, a broken compiler."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton is not installed ({error}); pip install triton (Windows: triton-windows)"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MIN_TRITON:
+        return f"Triton {triton.__version__} is older than {MIN_TRITON[0]}.{MIN_TRITON[1]}"
+    from .probe_triton import run_probe
+
+    try:
+        run_probe(torch.device("cuda", device_index))
+    except Exception as error:  # noqa: BLE001 - whatever the probe meets becomes the stated reason
+        log.warning("Triton %s does not work on cuda:%d: %s", triton.__version__, device_index, error)
+        return f"Triton {triton.__version__} is installed but its probe failed: {error}"
+    return None

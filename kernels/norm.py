@@ -1,0 +1,83 @@
+"""Normalisations with what follows them in a Wan block, and the gated residual. Statistics are fp32.
+
+    layer_norm        (x − mean) / √(var + eps) · multiplier + offset         multiplier = 1 + scale for adaLN
+    rms_norm_rope     rotate(x / √(mean x² + eps) · weight)                    over the whole dim, before the heads
+    gated_residual    x + y · gate
+
+RoPE rotates interleaved pairs of each head: (a, b) → (a·cos − b·sin, a·sin + b·cos).
+Each kernel reads its input once and writes its output once: 4 bytes an element in 16-bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dispatch import Kernel
+
+NORM = Kernel(name="norms and residuals", last_dim_multiple=16)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """RoPE tables, fp32 [L, D/2] each; row l holds the angles of token l, shared by heads and batch."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def layer_norm_ref(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> Tensor:
+    """x [B, L, C]; multiplier and offset [B or 1, C]. Returns x's dtype."""
+    normed = torch.nn.functional.layer_norm(x.to(torch.float32), x.shape[-1:], eps=eps)
+    return torch.addcmul(offset.to(torch.float32)[:, None], normed, multiplier.to(torch.float32)[:, None]).to(x.dtype)
+
+
+def rms_norm_rope_ref(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None) -> Tensor:
+    """x [B, L, C] → [B, L, C]; without a rotation it is the norm alone. Returns x's dtype."""
+    x32 = x.to(torch.float32)
+    normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps) * weight.to(torch.float32)
+    if rotation is not None:
+        normed = _rotate(normed, rotation)
+    return normed.to(x.dtype)
+
+
+def gated_residual_ref(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x, y [B, L, C]; gate [B or 1, C]. Returns x's dtype."""
+    return torch.addcmul(x.to(torch.float32), y.to(torch.float32), gate.to(torch.float32)[:, None]).to(x.dtype)
+
+
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    half = rotation.cos.shape[-1]
+    pairs = x.reshape(*x.shape[:2], -1, half, 2)
+    a, b = pairs.unbind(-1)
+    cos, sin = rotation.cos[:, None], rotation.sin[:, None]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).reshape(x.shape)
+
+
+def layer_norm(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> Tensor:
+    """`layer_norm_ref`, by the kernel where it runs."""
+    if NORM.accepts(x):
+        from .norm_triton import layer_norm_triton
+
+        return layer_norm_triton(x, multiplier, offset, eps)
+    return layer_norm_ref(x, multiplier, offset, eps)
+
+
+def rms_norm_rope(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None = None) -> Tensor:
+    """`rms_norm_rope_ref`, by the kernel where it runs."""
+    if NORM.accepts(x):
+        from .norm_triton import rms_norm_rope_triton
+
+        return rms_norm_rope_triton(x, weight, eps, rotation)
+    return rms_norm_rope_ref(x, weight, eps, rotation)
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """`gated_residual_ref`, by the kernel where it runs."""
+    if NORM.accepts(x):
+        from .norm_triton import gated_residual_triton
+
+        return gated_residual_triton(x, y, gate)
+    return gated_residual_ref(x, y, gate)

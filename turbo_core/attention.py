@@ -1,0 +1,84 @@
+"""Which attention the self-attention layers use, and the dense attention shared by all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels import sage, sla
+from ..kernels.dispatch import BackendUnavailableError
+from .config import WanConfig
+from .errors import SettingsError
+
+Mode = Literal["sla", "sagesla", "dense"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings:
+    """How self-attention is computed.
+
+    Attributes:
+        mode: "sla", "sagesla" (SLA with int8 scores) or "dense" (softmax over all keys, no linear branch).
+        topk: share of key blocks that SLA keeps per query block, in (0, 1]; 0.1 as trained, 0.15 for quality.
+    """
+
+    mode: Mode = "sla"
+    topk: float = 0.1
+
+
+def resolve(mode: str, topk: float, config: WanConfig, device: torch.device) -> AttentionSettings:
+    """Turn a user's choice into settings that this file and machine can serve.
+
+    Raises:
+        SettingsError: unknown mode, topk out of range, or an SLA mode for a file without `proj_l`.
+        BackendUnavailableError: a mode whose kernel cannot run on `device`.
+    """
+    if mode == "auto":
+        mode = "sla" if config.has_proj_l else "dense"
+    if mode not in MODES:
+        raise SettingsError(f"attention: must be auto, {', '.join(MODES)}, got {mode!r}; choose auto")
+    if not 0.0 < topk <= 1.0:
+        raise SettingsError(
+            f"topk: must be above 0 and at most 1, got {topk}; 0.1 is what the models were trained with"
+        )
+    if mode != "dense" and not config.has_proj_l:
+        raise SettingsError(
+            f"attention: {mode!r} needs a file trained with SLA (with proj_l weights), got {config.name} without them; "
+            "choose dense or auto"
+        )
+    if mode == "sagesla":
+        reason = sage.SAGE.refusal(torch.empty(0, config.head_dim, dtype=torch.bfloat16, device=device))
+        if reason is not None:
+            raise BackendUnavailableError(
+                f"attention: 'sagesla' needs its Triton kernel on this GPU, but {reason}; choose sla or auto"
+            )
+    return AttentionSettings(mode=mode, topk=topk)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over all keys: q [B, L, H, D], k and v [B, S, H, D] → [B, L, H, D]."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+def sparse_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, proj_weight: Tensor, proj_bias: Tensor, settings: AttentionSettings
+) -> Tensor:
+    """SLA or SageSLA on [B, L, H, D]; see `kernels.sla` for the mathematics.
+
+    Args:
+        proj_weight, proj_bias: `proj_l`, [D, D] and [D].
+    """
+    length = k.shape[1]
+    pooled_k = sla.mean_pool(k, sla.BLOCK_K)
+    k_mean = sla.key_mean(pooled_k, length)
+    blocks = sla.route(sla.mean_pool(q, sla.BLOCK_Q), pooled_k, k_mean, sla.kept_blocks(length, settings.topk))
+    branch = sla.linear_branch(k, v, proj_weight, proj_bias)
+    if settings.mode == "sagesla":
+        return sage.sage_sparse_linear_attention(q, k, v, k_mean, blocks, branch)
+    return sla.sparse_linear_attention(q, k, v, blocks, branch)

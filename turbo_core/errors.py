@@ -1,0 +1,46 @@
+"""What can go wrong, as a user meets it.
+
+Every message has the form ``where: what must hold, what came; remedy``. All are ``ValueError``s, so that a
+host shows them and goes on; running out of GPU memory stays torch's own type, because hosts unload models on it.
+"""
+
+from ..kernels.dispatch import BackendUnavailableError
+
+__all__ = [
+    "BackendUnavailableError",
+    "CheckpointError",
+    "ConditioningError",
+    "LatentError",
+    "NonFiniteError",
+    "SettingsError",
+    "TurboWanError",
+    "UnsupportedModelError",
+]
+
+
+class TurboWanError(ValueError):
+    """Base of the errors that this package raises on purpose."""
+
+
+class CheckpointError(TurboWanError):
+    """A model file cannot be used: missing, truncated, unsafe, incomplete or holding NaN."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """A sound file of another model family; the message names the loader that takes it."""
+
+
+class ConditioningError(TurboWanError):
+    """Text or image conditioning of the wrong shape or family."""
+
+
+class LatentError(TurboWanError):
+    """A latent or image whose size the model cannot take."""
+
+
+class SettingsError(TurboWanError):
+    """A setting out of its range, or one that this file or machine cannot serve."""
+
+
+class NonFiniteError(TurboWanError):
+    """A step produced NaN or infinity."""

@@ -1,0 +1,181 @@
+"""The network's parameterised layers, each lending its weights through one method.
+
+A fused kernel needs weights, not modules; a host may keep those weights in system memory, patched or quantized.
+So every layer has `lend`, a context manager that yields the weights on the right device for the duration of a
+call. `TorchOperations` lends plain Parameters; a host passes its own `operations` with the same classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import block_int8
+from ..kernels.block_int8 import BlockInt8, QuantizedActivations
+
+
+@dataclass(frozen=True)
+class Lent:
+    """Weights on loan: valid inside the `lend` block that yielded them."""
+
+    weight: Tensor | BlockInt8
+    bias: Tensor | None = None
+
+
+class Activation:
+    """A layer's input [B, L, C] with its quantization, made at most once per granularity and shared by readers."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._quantized: dict[int, QuantizedActivations] = {}
+
+    def quantized(self, rows: int) -> QuantizedActivations:
+        """Int8 codes with one scale per `rows` rows and 128 columns."""
+        if rows not in self._quantized:
+            self._quantized[rows] = block_int8.quantize_activations(self.x, rows)
+        return self._quantized[rows]
+
+
+class _Lending(nn.Module):
+    """A module that owns `weight` and perhaps `bias`."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    @contextmanager
+    def lend(self, x: Tensor) -> Iterator[Lent]:
+        """Yield weight and bias on x's device and in x's dtype."""
+        bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
+        yield Lent(self.weight.to(x.device, x.dtype), bias)
+
+
+class Linear(_Lending):
+    """y = x Wᵀ + b with a dense or block-int8 weight.
+
+    Attributes:
+        activation_rows: rows that share an activation scale where the weight is block-int8: 1, or 128 as published.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.activation_rows = 1
+        self.weight = _parameter(out_features, in_features, device=device, dtype=dtype)
+        self.register_parameter("bias", _parameter(out_features, device=device, dtype=dtype) if bias else None)
+        self.register_buffer("scale", None)
+
+    @contextmanager
+    def lend(self, x: Tensor) -> Iterator[Lent]:
+        if self.scale is None:
+            with super().lend(x) as lent:
+                yield lent
+        else:
+            bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
+            yield Lent(BlockInt8(self.weight, self.scale).to(x.device), bias)
+
+    def forward(self, x: Tensor | Activation, *, gelu: bool = False) -> Tensor:
+        """x [..., in_features] → [..., out_features]; `gelu` applies GELU(tanh) to the result."""
+        activation = x if isinstance(x, Activation) else Activation(x)
+        with self.lend(activation.x) as lent:
+            return linear(activation, lent, gelu=gelu, rows=self.activation_rows)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        codes = state_dict.pop(prefix + "int8_weight", None)
+        if codes is not None:
+            state_dict[prefix + "weight"] = codes
+            self.weight = nn.Parameter(torch.empty_like(codes, device="meta"), requires_grad=False)
+            self.scale = torch.empty_like(state_dict[prefix + "scale"], device="meta")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.scale is not None:
+            destination[prefix + "int8_weight"] = destination.pop(prefix + "weight")
+
+
+class RMSNorm(_Lending):
+    """Holds an RMS norm's weight; `kernels.norm.rms_norm_rope` computes it."""
+
+    def __init__(
+        self, dim: int, eps: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _parameter(dim, device=device, dtype=dtype)
+        self.register_parameter("bias", None)
+
+
+class LayerNorm(_Lending):
+    """Holds an affine layer norm's weight and bias; `kernels.norm.layer_norm` computes it."""
+
+    def __init__(
+        self, dim: int, eps: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _parameter(dim, device=device, dtype=dtype)
+        self.bias = _parameter(dim, device=device, dtype=dtype)
+
+
+class PatchEmbedding(_Lending):
+    """A convolution whose stride is its kernel, as native Wan stores it: weight [dim, in, kt, kh, kw]."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        patch_size: tuple[int, int, int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = _parameter(dim, in_dim, *patch_size, device=device, dtype=dtype)
+        self.bias = _parameter(dim, device=device, dtype=dtype)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches [B, L, in·kt·kh·kw], columns ordered (c kt kh kw) → [B, L, dim]."""
+        with self.lend(patches) as lent:
+            return F.linear(patches, lent.weight.flatten(1), lent.bias)
+
+
+class TorchOperations:
+    """The layer classes that a `TurboWan` is built from, on plain torch."""
+
+    Linear = Linear
+    RMSNorm = RMSNorm
+    LayerNorm = LayerNorm
+    PatchEmbedding = PatchEmbedding
+
+
+def linear(activation: Activation, lent: Lent, *, gelu: bool, rows: int) -> Tensor:
+    """x Wᵀ + b, then GELU(tanh) if asked; returns x's shape and dtype with the last dimension replaced.
+
+    Where the block-int8 kernel cannot run, the weight is dequantized for the call and activations stay as they
+    are, which is more accurate and faster than emulating the kernel. `rows=128` asks for the published arithmetic
+    and gets it everywhere.
+    """
+    x, weight = activation.x, lent.weight
+    if isinstance(weight, BlockInt8):
+        if rows == block_int8.BLOCK or block_int8.LINEAR.accepts(x):
+            y = block_int8.linear(activation.quantized(rows), weight, lent.bias, gelu=gelu, like=x)
+            return y.reshape(*x.shape[:-1], y.shape[-1])
+        weight = weight.dequantize(x.dtype)
+    y = F.linear(x, weight, lent.bias)
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def _parameter(*shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype), requires_grad=False)

@@ -1,0 +1,289 @@
+"""The distilled Wan diffusion transformer, with native Wan parameter names.
+
+    x (latent) → patches → blocks [ adaLN → self-attention → gate → + ; norm → cross-attention → + ;
+                                    adaLN → FFN → gate → + ] → adaLN head → velocity v (latent)
+
+Time embedding, modulation, norms and head run in fp32; the tokens between them in the input's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..kernels.norm import gated_residual, layer_norm, rms_norm_rope
+from .attention import AttentionSettings, sparse_linear_attention
+from .config import WanConfig
+from .errors import CheckpointError, ConditioningError, LatentError
+from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
+from .layers import Activation, LayerNorm, Linear, RMSNorm, TorchOperations
+from .rope import PLAIN, RopeOptions, rotation
+
+MISSING_SHOWN = 8
+
+
+class TurboWan(nn.Module):
+    """Wan 2.1/2.2 DiT: T2V (16 latent channels) or A14B I2V (36: noise 16, mask 4, image latent 16).
+
+    Attributes:
+        attention: how self-attention is computed; may be replaced between forwards.
+    """
+
+    def __init__(
+        self,
+        config: WanConfig,
+        *,
+        operations: type[TorchOperations] = TorchOperations,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        dim = config.dim
+        self.config = config
+        self.attention = AttentionSettings(mode="sla" if config.has_proj_l else "dense")
+        self.patch_embedding = operations.PatchEmbedding(config.in_dim, dim, config.patch_size, **factory)
+        # Activations between the numbered layers have no parameters; Identity keeps native Wan's numbering.
+        self.text_embedding = nn.ModuleList(
+            [operations.Linear(config.text_dim, dim, **factory), nn.Identity(), operations.Linear(dim, dim, **factory)]
+        )
+        self.time_embedding = nn.ModuleList(
+            [operations.Linear(config.freq_dim, dim, **factory), nn.Identity(), operations.Linear(dim, dim, **factory)]
+        )
+        self.time_projection = nn.ModuleList([nn.Identity(), operations.Linear(dim, 6 * dim, **factory)])
+        self.blocks = nn.ModuleList([Block(config, operations, factory) for _ in range(config.num_layers)])
+        self.head = Head(config, operations, factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        hooks: Hooks = PLAIN_HOOKS,
+        rope: RopeOptions = PLAIN,
+    ) -> Tensor:
+        """Predict the velocity.
+
+        Args:
+            x: latent [B, in_dim, T, H, W], H and W even, in the dtype to compute in.
+            timestep: [B], as the network takes it (0…1000).
+            context: text encoder states [B, S, 4096].
+
+        Returns:
+            [B, 16, T, H, W] in fp32.
+
+        Raises:
+            LatentError, ConditioningError: for shapes that do not fit this model.
+        """
+        self._check(x, timestep, context)
+        frames, rows, columns = (n // p for n, p in zip(x.shape[2:], self.config.patch_size, strict=True))
+        time, modulation = self._embed_time(timestep)
+        tokens = self._patchify(x)
+        text = self.text_embedding[2](self.text_embedding[0](context.to(x.dtype), gelu=True))
+        table = rotation((frames, rows, columns), self.config.head_dim, x.device, rope)
+        hooks.start((frames, rows, columns), len(self.blocks))
+        for index, block in enumerate(self.blocks):
+
+            def run(inputs: BlockInputs, block: Block = block) -> Tensor:
+                return block(inputs, self.attention, hooks)
+
+            tokens = hooks.block(index, run, BlockInputs(tokens, text, modulation, table))
+            tokens = hooks.after_block(index, tokens, x, time)
+        patches = self.head(tokens, time)
+        kt, kh, kw = self.config.patch_size
+        return rearrange(
+            patches,
+            "b (t h w) (kt kh kw c) -> b c (t kt) (h kh) (w kw)",
+            t=frames,
+            h=rows,
+            w=columns,
+            kt=kt,
+            kh=kh,
+            kw=kw,
+        )
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take a checkpoint's tensors as they are (no copy, native names).
+
+        Raises:
+            CheckpointError: if keys are missing or left over.
+        """
+        missing, unexpected = self.load_state_dict(dict(tensors), strict=False, assign=True)
+        for kind, keys in (("missing", missing), ("unexpected", unexpected)):
+            if keys:
+                shown = ", ".join(sorted(keys)[:MISSING_SHOWN])
+                raise CheckpointError(
+                    f"{self.config.name}: the file must hold exactly this model's tensors, {len(keys)} {kind} ({shown}"
+                    f"{', …' if len(keys) > MISSING_SHOWN else ''}); download the file again"
+                )
+        self.requires_grad_(False)
+
+    def set_activation_rows(self, rows: int) -> None:
+        """How many rows share an activation scale in block-int8 layers: 1, or 128 for the published arithmetic."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.activation_rows = rows
+
+    def _check(self, x: Tensor, timestep: Tensor, context: Tensor) -> None:
+        config = self.config
+        if x.ndim != 5 or x.shape[1] != config.in_dim:
+            raise LatentError(
+                f"{config.name}: the latent must be [batch, {config.in_dim}, frames, height, width], "
+                f"got {tuple(x.shape)}; {_latent_remedy(config)}"
+            )
+        if any(n % p for n, p in zip(x.shape[2:], config.patch_size, strict=True)):
+            raise LatentError(
+                f"{config.name}: latent height and width must be even, got {tuple(x.shape[2:])}; "
+                "use a video width and height divisible by 16"
+            )
+        if context.ndim != 3 or context.shape[-1] != config.text_dim or context.shape[0] != x.shape[0]:
+            raise ConditioningError(
+                f"{config.name}: text conditioning must be [{x.shape[0]}, tokens, {config.text_dim}], "
+                f"got {tuple(context.shape)}; encode the prompt with umT5-XXL (CLIPLoader, type 'wan')"
+            )
+        if timestep.shape != x.shape[:1]:
+            raise LatentError(
+                f"{config.name}: one timestep per sample is needed ({x.shape[0]}), got shape {tuple(timestep.shape)}; "
+                "this model has no per-frame timesteps"
+            )
+
+    def _embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """fp32 [B, C] for the head and [B, 6, C] for the blocks."""
+        embedded = sinusoid(timestep, self.config.freq_dim)
+        time = self.time_embedding[2](nn.functional.silu(self.time_embedding[0](embedded)))
+        modulation = self.time_projection[1](nn.functional.silu(time))
+        return time, modulation.unflatten(1, (6, self.config.dim))
+
+    def _patchify(self, x: Tensor) -> Tensor:
+        kt, kh, kw = self.config.patch_size
+        patches = rearrange(x, "b c (t kt) (h kh) (w kw) -> b (t h w) (c kt kh kw)", kt=kt, kh=kh, kw=kw)
+        return self.patch_embedding(patches.to(torch.float32)).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One transformer block."""
+
+    def __init__(self, config: WanConfig, operations: type[TorchOperations], factory: dict) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, **factory), requires_grad=False)
+        self.self_attn = SelfAttention(config, operations, factory)
+        self.norm3 = operations.LayerNorm(config.dim, config.eps, **factory)
+        self.cross_attn = CrossAttention(config, operations, factory)
+        self.ffn = nn.ModuleList(
+            [
+                operations.Linear(config.dim, config.ffn_dim, **factory),
+                nn.Identity(),
+                operations.Linear(config.ffn_dim, config.dim, **factory),
+            ]
+        )
+
+    def forward(self, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
+        x = inputs.x
+        own = self.modulation.to(x.device, torch.float32)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (own + inputs.modulation).unbind(1)
+        hooks.interrupted()
+        y = self.self_attn(layer_norm(x, 1 + scale1, shift1, self.eps), inputs, attention, hooks)
+        x = gated_residual(x, y, gate1)
+        hooks.interrupted()
+        x = x + self.cross_attn(_affine_norm(self.norm3, x), inputs.context, hooks)
+        x = hooks.cross_attention(x)
+        hooks.interrupted()
+        y = self.ffn[0](layer_norm(x, 1 + scale2, shift2, self.eps), gelu=True)
+        return gated_residual(x, self.ffn[2](y), gate2)
+
+
+class _Attention(nn.Module):
+    """Projections and query/key norms shared by self- and cross-attention."""
+
+    def __init__(self, config: WanConfig, operations: type[TorchOperations], factory: dict) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.num_heads
+        self.q = operations.Linear(dim, dim, **factory)
+        self.k = operations.Linear(dim, dim, **factory)
+        self.v = operations.Linear(dim, dim, **factory)
+        self.o = operations.Linear(dim, dim, **factory)
+        self.norm_q = operations.RMSNorm(dim, config.eps, **factory)
+        self.norm_k = operations.RMSNorm(dim, config.eps, **factory)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1))
+
+
+class SelfAttention(_Attention):
+    """Attention among the video's tokens: dense, or SLA where the file has `proj_l`."""
+
+    def __init__(self, config: WanConfig, operations: type[TorchOperations], factory: dict) -> None:
+        super().__init__(config, operations, factory)
+        if config.has_proj_l:
+            self.proj_l = operations.Linear(config.head_dim, config.head_dim, **factory)
+
+    def forward(self, x: Tensor, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
+        activation = Activation(x)
+        q = self._split(_rms_norm(self.norm_q, self.q(activation), inputs))
+        k = self._split(_rms_norm(self.norm_k, self.k(activation), inputs))
+        v = self._split(self.v(activation))
+        del activation, x
+        hooks.interrupted()
+        if attention.mode == "dense":
+            out = hooks.dense_attention(q, k, v)
+        else:
+            with self.proj_l.lend(q) as proj:
+                out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)
+        return self.o(hooks.self_attention(out.flatten(2), q, k))
+
+
+class CrossAttention(_Attention):
+    """Attention from the video's tokens to the text's."""
+
+    def forward(self, x: Tensor, context: Tensor, hooks: Hooks) -> Tensor:
+        text = Activation(context)
+        q = self._split(_rms_norm(self.norm_q, self.q(x)))
+        k = self._split(_rms_norm(self.norm_k, self.k(text)))
+        v = self._split(self.v(text))
+        return self.o(hooks.dense_attention(q, k, v).flatten(2))
+
+
+class Head(nn.Module):
+    """Modulated projection from tokens to patches, in fp32."""
+
+    def __init__(self, config: WanConfig, operations: type[TorchOperations], factory: dict) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, **factory), requires_grad=False)
+        self.head = operations.Linear(config.dim, config.out_dim * config.patch_volume, **factory)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [B, L, C], time fp32 [B, C] → fp32 [B, L, patch volume · channels]."""
+        shift, scale = (self.modulation.to(x.device, torch.float32) + time[:, None]).unbind(1)
+        return self.head(layer_norm(x.to(torch.float32), 1 + scale, shift, self.eps))
+
+
+def sinusoid(position: Tensor, dim: int) -> Tensor:
+    """fp32 [B, dim]: cosines, then sines, of position · 10000^(−i / (dim/2)), computed in fp64."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64, device=position.device) / half)
+    angles = torch.outer(position.to(torch.float64), frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=1).to(torch.float32)
+
+
+def _rms_norm(norm: RMSNorm, x: Tensor, rotated_for: BlockInputs | None = None) -> Tensor:
+    with norm.lend(x) as lent:
+        return rms_norm_rope(x, lent.weight, norm.eps, rotated_for.rotation if rotated_for else None)
+
+
+def _affine_norm(norm: LayerNorm, x: Tensor) -> Tensor:
+    with norm.lend(x) as lent:
+        return layer_norm(x, lent.weight[None], lent.bias[None], norm.eps)
+
+
+def _latent_remedy(config: WanConfig) -> str:
+    if config.family == "i2v":
+        return "an image-to-video model needs an image: connect TurboImageToVideo or WanImageToVideo"
+    return "connect an empty Wan latent (EmptyHunyuanLatentVideo)"
