@@ -16,6 +16,9 @@ from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, QuantizedActivations
 # 1.5·2^23: adding and subtracting it rounds an fp32 of magnitude < 2^22 to the nearest integer, ties to even.
 ROUND_MAGIC = tl.constexpr(12582912.0)
 QUANT_ROWS = 64
+# 64×128 tiles, 4 warps, 3 stages: 712–808 TOPS on an H200 at the 1.3B shapes, against 567–624 for 128×128 (8 warps).
+# 72 KiB of shared memory, so that it fits every GPU from sm80 on.
+LINEAR_TILE_M = 64
 
 
 @triton.jit(do_not_specialize=["length", "row_count", "blocks_per_sample"])
@@ -98,27 +101,26 @@ def _linear_kernel(
     w_scale_ptrs = w_scale_ptr + n_block * k_blocks
 
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for _ in range(k_blocks):
+    # Scales are fetched one block ahead: their load is not pipelined and would stall the multiply otherwise.
+    scale = tl.load(a_scale_ptrs) * tl.load(w_scale_ptrs)
+    for k_block in range(k_blocks):
         a = tl.load(a_ptrs)
         w = tl.load(w_ptrs)
-        scale = tl.load(a_scale_ptrs) * tl.load(w_scale_ptrs)
+        following = tl.minimum(k_block + 1, k_blocks - 1)
+        next_scale = tl.load(a_scale_ptrs + following.to(tl.int64) * M) * tl.load(w_scale_ptrs + following)
         product = tl.dot(a, w, out_dtype=tl.int32)
         accumulator += product.to(tl.float32) * scale[:, None]
+        scale = next_scale
         a_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
-        a_scale_ptrs += M
-        w_scale_ptrs += 1
 
     if HAS_BIAS:
         accumulator += tl.load(bias_ptr + safe_columns).to(tl.float32)[None, :]
     if GELU:
         accumulator = _gelu_tanh(accumulator)
-    inside = (rows < M)[:, None] & (columns < N)[None, :]
-    tl.store(
-        y_ptr + safe_rows[:, None] * N + safe_columns[None, :],
-        accumulator.to(y_ptr.dtype.element_ty),
-        mask=inside,
-    )
+    # Plain, not clamped, offsets: the compiler must see that they are contiguous to write 16 bytes at a time.
+    y_ptrs = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    tl.store(y_ptrs, accumulator.to(y_ptr.dtype.element_ty), mask=(rows < M)[:, None] & (columns < N)[None, :])
 
 
 def quantize_activations_triton(x: Tensor, rows: int = 1) -> QuantizedActivations:
@@ -152,8 +154,8 @@ def linear_triton(a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, ge
     if w.shape[1] != k:
         raise ValueError(f"block-int8 linear: weight must have {k} columns, got {tuple(w.shape)}")
     y = torch.empty(m, n, dtype=dtype, device=a.codes.device)
-    tile = BLOCK
-    _linear_kernel[(triton.cdiv(m, tile) * triton.cdiv(n, tile),)](
+    grid = (triton.cdiv(m, LINEAR_TILE_M) * triton.cdiv(n, BLOCK),)
+    _linear_kernel[grid](
         a.codes,
         a.scale,
         w.codes.contiguous(),
@@ -165,11 +167,11 @@ def linear_triton(a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, ge
         k,
         HAS_BIAS=bias is not None,
         GELU=gelu,
-        BLOCK_M=tile,
-        BLOCK_N=tile,
+        BLOCK_M=LINEAR_TILE_M,
+        BLOCK_N=BLOCK,
         BLOCK_K=BLOCK,
         GROUP_M=8,
-        num_warps=8,
+        num_warps=4,
         num_stages=3,
     )
     return y

@@ -22,7 +22,7 @@ FEATURE_CHUNK = 2048
 ROUND_MAGIC = tl.constexpr(12582912.0)
 
 
-@triton.jit(do_not_specialize=["length", "blocks", "x_b", "x_l"])
+@triton.jit(do_not_specialize=["length", "blocks"])
 def _mean_pool_kernel(
     x_ptr,  # [B, L, H, D]
     out_ptr,  # fp32 [B, H, blocks, D]
@@ -56,7 +56,7 @@ def _softmax_rows(x):
     return e / tl.sum(e, axis=1)[:, None]
 
 
-@triton.jit(do_not_specialize=["length", "chunks", "k_b", "k_l", "v_b", "v_l"])
+@triton.jit(do_not_specialize=["length", "chunks"])
 def _feature_sums_kernel(
     k_ptr,  # [B, L, H, D]
     v_ptr,  # [B, L, H, D]
@@ -98,7 +98,7 @@ def _feature_sums_kernel(
     tl.store(kv_ptr + slot * D * D + columns[:, None] * D + columns[None, :], kv)
 
 
-@triton.jit(do_not_specialize=["length", "blocks", "x_b", "x_l"])
+@triton.jit(do_not_specialize=["length", "blocks"])
 def _quantize_heads_kernel(
     x_ptr,  # [B, L, H, D]
     mean_ptr,  # fp32 [B, H, D], subtracted where SMOOTH
@@ -141,9 +141,7 @@ def _quantize_heads_kernel(
     tl.store(out, codes, mask=inside[:, None])
 
 
-@triton.jit(
-    do_not_specialize=["length", "key_length", "kept", "q_blocks", "k_blocks", "q_b", "q_l", "k_b", "k_l", "v_b", "v_l"]
-)
+@triton.jit(do_not_specialize=["length", "key_length", "kept", "q_blocks", "k_blocks"])
 def _sparse_linear_kernel(
     q_ptr,  # [B, L, H, D]
     k_ptr,  # [B, S, H, D]

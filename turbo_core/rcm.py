@@ -110,7 +110,8 @@ def sample(
     Raises:
         NonFiniteError: if a step's prediction is not finite.
     """
-    x = x.to(torch.float64)
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
+    x = x.to(exact)
     levels = [float(t) for t in times]
     for offset, (t, t_next) in enumerate(itertools.pairwise(levels)):
         index = first_step + offset
@@ -122,9 +123,9 @@ def sample(
             )
         if on_step is not None:
             on_step(index, x0, x)
-        x0 = x0.to(torch.float64)
+        x0 = x0.to(exact)
         if stochastic:
-            x = (1 - t_next) * x0 + t_next * noise().to(torch.float64)
+            x = (1 - t_next) * x0 + t_next * noise().to(exact)
         else:
             x = x - (t - t_next) * (x - x0) / t
     return x

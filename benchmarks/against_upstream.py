@@ -1,0 +1,195 @@
+"""Hold our network against the original TurboDiffusion, same weights and inputs, one GPU, interleaved timings.
+
+    python -m turbowan.benchmarks.against_upstream --peer DIR [--layers 30] [--size 832x480x81]
+
+DIR holds a module `peer` over an installed original: `build_model(config, attention=, topk=, quantized=, state_dict=)`,
+`forward(net, x, t, context)`, `record_luts()` and `sla_op(q, k, v, weight, bias, topk=, return_lut=)`,
+`quant(x)`, `gemm(a, a_scale, w, w_scale)`. Errors are relative to an fp32 forward of ours over the same block sets,
+so that a figure says how far each implementation is from the mathematics, and beside it how far they are apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from turbowan.benchmarks import synthetic
+from turbowan.benchmarks.dit_step import relative_error
+from turbowan.kernels import block_int8, sla
+from turbowan.turbo_core import attention
+from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.block_int8 import dequantize_tensors
+from turbowan.turbo_core.model import TurboWan
+
+TOPK = 0.1
+
+
+@contextmanager
+def forced_blocks(luts: list[Tensor]) -> Iterator[None]:
+    """Our routing returns the given block sets, layer by layer."""
+    chosen = iter(luts)
+    route = attention.sla.route
+    attention.sla.route = lambda *_: next(chosen).to(torch.int32).sort(dim=-1).values
+    try:
+        yield
+    finally:
+        attention.sla.route = route
+
+
+def compare_gemm(peer) -> None:
+    generator = torch.Generator(device="cuda").manual_seed(3)
+    x = torch.randn(4096, 1536, device="cuda", dtype=torch.bfloat16, generator=generator)
+    w = torch.randn(8960, 1536, device="cuda", dtype=torch.bfloat16, generator=generator) / 39
+    (a_codes, a_scale), (w_codes, w_scale) = peer.quant(x), peer.quant(w)
+    theirs = peer.gemm(a_codes, a_scale, w_codes, w_scale)
+    ours_a = block_int8.quantize_activations(x, rows=128)
+    differing = int((ours_a.codes != a_codes).sum())
+    print(
+        f"quantize 128x128: {differing} of {x.numel()} codes differ, by at most "
+        f"{int((ours_a.codes.int() - a_codes.int()).abs().max())}"
+    )
+    given = block_int8.QuantizedActivations(a_codes, a_scale.T.repeat_interleave(128, 1)[:, : x.shape[0]].contiguous())
+    weight = block_int8.BlockInt8(w_codes, w_scale)
+    ours = block_int8.linear(given, weight, None, gelu=False, like=x)
+    print(f"gemm from the same codes: {int((ours != theirs).sum())} of {ours.numel()} outputs differ")
+
+
+def compare_attention(peer, length: int) -> None:
+    generator = torch.Generator(device="cuda").manual_seed(4)
+    q, k, v = (
+        torch.randn(1, length, 12, 128, device="cuda", dtype=torch.bfloat16, generator=generator) * s for s in (2, 2, 1)
+    )
+    weight = torch.randn(128, 128, device="cuda", generator=generator) / 11
+    bias = torch.randn(128, device="cuda", generator=generator)
+    theirs, lut = peer.sla_op(q, k, v, weight, bias, topk=TOPK, return_lut=True)
+    with forced_blocks([lut] * 3):
+        ours = attention.sparse_linear_attention(q, k, v, weight, bias, AttentionSettings(mode="sla", topk=TOPK))
+        sage = attention.sparse_linear_attention(q, k, v, weight, bias, AttentionSettings(mode="sagesla", topk=TOPK))
+        exact = attention.sparse_linear_attention(
+            q.float(), k.float(), v.float(), weight, bias, AttentionSettings(mode="sla", topk=TOPK)
+        )
+    print(
+        f"attention, same blocks, L={length}, error to fp32: ours sla {relative_error(ours, exact):.2e}, "
+        f"ours sagesla {relative_error(sage, exact):.2e}, upstream sla {relative_error(theirs, exact):.2e}; "
+        f"ours to upstream {relative_error(ours, theirs):.2e}"
+    )
+    pooled = sla.mean_pool(k, sla.BLOCK_K)
+    own = sla.route(sla.mean_pool(q, sla.BLOCK_Q), pooled, sla.key_mean(pooled, length), lut.shape[-1])
+    shape = (*own.shape[:3], pooled.shape[2])
+    sets = [torch.zeros(shape, dtype=torch.bool, device="cuda").scatter_(-1, s.long(), True) for s in (own, lut)]
+    print(f"block sets shared with upstream's bf16 routing: {float((sets[0] & sets[1]).sum() / sets[0].sum()):.4f}")
+
+
+def timed(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each, the runs taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(repeats + 1):
+        for name, run in runs.items():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            if round_:
+                times[name].append(begin.elapsed_time(end))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compare_network(peer, layers: int, latent: tuple[int, int, int], repeats: int) -> None:
+    device = torch.device("cuda")
+    config = dataclasses.replace(synthetic.MODELS["1.3b"], num_layers=layers)
+    quantized = synthetic.tensors(config, device, quantized=True)
+    dense = dequantize_tensors(quantized, torch.bfloat16)
+    generator = torch.Generator(device=device).manual_seed(5)
+    x = torch.randn(1, 16, *latent, device=device, dtype=torch.bfloat16, generator=generator)
+    context = torch.randn(1, 512, 4096, device=device, dtype=torch.bfloat16, generator=generator)
+    t = torch.tensor([988.0], device=device)
+    arguments = {"dim": config.dim, "ffn_dim": config.ffn_dim, "num_heads": config.num_heads, "num_layers": layers}
+    theirs = {
+        name: peer.build_model(
+            arguments | {"in_dim": 16}, attention="sla", topk=TOPK, quantized=name == "int8", state_dict=dict(weights)
+        )
+        for name, weights in (("bf16", dense), ("int8", quantized))
+    }
+    ours = {}
+    for name, weights in (("bf16", dense), ("int8", quantized), ("fp32", dequantize_tensors(quantized, torch.float32))):
+        ours[name] = TurboWan(config, device="meta")
+        ours[name].load(weights)
+        ours[name].attention = AttentionSettings(mode="sla", topk=TOPK)
+    with peer.record_luts() as luts:
+        upstream_bf16 = peer.forward(theirs["bf16"], x, t, context)
+    luts = list(luts)
+    with forced_blocks(luts):
+        exact = ours["fp32"](x.float(), t, context)
+    del ours["fp32"]
+    torch.cuda.empty_cache()
+    outputs = {"upstream bf16": upstream_bf16}
+    with peer.force_luts(luts):
+        outputs["upstream int8"] = peer.forward(theirs["int8"], x, t, context)
+    for name in ("bf16", "int8"):
+        with forced_blocks(luts):
+            outputs[f"ours {name}"] = ours[name](x, t, context)
+    ours["int8"].set_activation_rows(128)
+    with forced_blocks(luts):
+        outputs["ours int8 exact"] = ours["int8"](x, t, context)
+    ours["int8"].set_activation_rows(1)
+    ours["int8"].attention = AttentionSettings(mode="sagesla", topk=TOPK)
+    with forced_blocks(luts):
+        outputs["ours int8 sagesla"] = ours["int8"](x, t, context)
+    for name, out in outputs.items():
+        print(
+            f"network of {layers}, same blocks: {name:18s} error to fp32 {relative_error(out, exact):.4f}, "
+            f"to upstream bf16 {relative_error(out, upstream_bf16):.4f}"
+        )
+    for name in ("bf16", "int8"):
+        ours[name].attention = AttentionSettings(mode="sla", topk=TOPK)
+    own_blocks = ours["bf16"](x, t, context)
+    print(
+        f"network of {layers}, own blocks: ours bf16 to upstream bf16 {relative_error(own_blocks, upstream_bf16):.4f}"
+    )
+
+    def sagesla() -> Tensor:
+        ours["int8"].attention = AttentionSettings(mode="sagesla", topk=TOPK)
+        out = ours["int8"](x, t, context)
+        ours["int8"].attention = AttentionSettings(mode="sla", topk=TOPK)
+        return out
+
+    runs = {
+        "upstream bf16 + sla": lambda: peer.forward(theirs["bf16"], x, t, context),
+        "upstream int8 + sla": lambda: peer.forward(theirs["int8"], x, t, context),
+        "ours bf16 + sla": lambda: ours["bf16"](x, t, context),
+        "ours int8 + sla": lambda: ours["int8"](x, t, context),
+        "ours int8 + sagesla": sagesla,
+    }
+    for name, milliseconds in timed(runs, repeats).items():
+        print(f"{name:22s} {milliseconds:8.1f} ms a step")
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", required=True)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--size", default="832x480x81")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    sys.path.insert(0, arguments.peer)
+    import peer
+
+    width, height, frames = (int(part) for part in arguments.size.split("x"))
+    latent = ((frames - 1) // 4 + 1, height // 8, width // 8)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.size}")
+    compare_gemm(peer)
+    compare_attention(peer, latent[0] * latent[1] * latent[2] // 4)
+    compare_network(peer, arguments.layers, latent, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Time one network step at released size on this GPU, after checking the kernels against their references.
+
+    python -m turbowan.benchmarks.dit_step --model 1.3b --size 832x480x81 [--profile]
+
+Medians of CUDA events after warm-up; peak memory as torch allocates it. Rows differ in weights and attention mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from turbowan.benchmarks import synthetic
+from turbowan.kernels import block_int8, norm, sage, sla
+from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.model import TurboWan
+
+RELATIVE_ERROR_LIMIT = 8e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    name: str
+    quantized: bool
+    mode: str
+    activation_rows: int = 1
+
+
+ROWS = (
+    Row(name="int8 + sagesla", quantized=True, mode="sagesla"),
+    Row(name="int8 + sla", quantized=True, mode="sla"),
+    Row(name="int8 exact + sla", quantized=True, mode="sla", activation_rows=128),
+    Row(name="bf16 + sla", quantized=False, mode="sla"),
+    Row(name="bf16 + dense", quantized=False, mode="dense"),
+)
+
+
+def relative_error(out: torch.Tensor, ref: torch.Tensor) -> float:
+    out, ref = out.double(), ref.double()
+    return float((out - ref).norm() / ref.norm())
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raise unless every kernel agrees with its reference at an odd size."""
+    generator = torch.Generator(device=device).manual_seed(1)
+    batch, length, heads, dim, wide = 2, 1057, 2, 256, 384
+    half = {"device": device, "dtype": torch.bfloat16, "generator": generator}
+    x = torch.randn(batch, length, dim, **half)
+    q, k, v = (torch.randn(batch, length, heads, 128, **half) for _ in range(3))
+    w = block_int8.quantize_weight(torch.randn(wide, dim, device=device, generator=generator) / dim**0.5)
+    errors = {}
+    for rows in (1, 128):
+        a = block_int8.quantize_activations_ref(x, rows)
+        y = block_int8.linear(block_int8.quantize_activations(x, rows), w, None, gelu=True, like=x)
+        errors[f"linear rows={rows}"] = relative_error(y, block_int8.linear_ref(a, w, None, True, torch.float32))
+    weight, bias = torch.randn(128, 128, **half) / 11, torch.randn(128, **half)
+    pooled = sla.mean_pool_ref(k, sla.BLOCK_K)
+    mean = sla.key_mean(pooled, length)
+    blocks = sla.route(sla.mean_pool_ref(q, sla.BLOCK_Q), pooled, mean, 3)
+    branch = sla.linear_branch_ref(k, v, weight, bias)
+    ref = sla.add_branch(sla.sparse_attention_ref(q.float(), k.float(), v.float(), blocks), q, branch)
+    errors["sla"] = relative_error(
+        sla.sparse_linear_attention(q, k, v, blocks, sla.linear_branch(k, v, weight, bias)), ref
+    )
+    ref = sage.sage_attention_ref(q.float(), k.float(), v.float(), mean, blocks, branch)
+    errors["sagesla"] = relative_error(sage.sage_sparse_linear_attention(q, k, v, mean, blocks, branch), ref)
+    gate = torch.randn(batch, dim, device=device, generator=generator)
+    errors["layer_norm"] = relative_error(
+        norm.layer_norm(x, gate, gate, 1e-6), norm.layer_norm_ref(x.float(), gate, gate, 1e-6)
+    )
+    for name, error in errors.items():
+        print(f"check {name:16s} relative error {error:.2e}")
+        if not error < RELATIVE_ERROR_LIMIT:
+            raise SystemExit(f"{name} is wrong ({error:.2e}): nothing is timed")
+
+
+def measure(net: TurboWan, row: Row, latent: tuple[int, int, int], repeats: int) -> tuple[float, float, float]:
+    """First-call seconds, median milliseconds and peak GiB of a forward."""
+    device = net.head.modulation.device
+    net.attention = AttentionSettings(mode=row.mode, topk=0.1)
+    net.set_activation_rows(row.activation_rows)
+    x = torch.randn(1, net.config.in_dim, *latent, device=device, dtype=torch.bfloat16)
+    context = torch.randn(1, 512, net.config.text_dim, device=device, dtype=torch.bfloat16)
+    timestep = torch.tensor([988.0], device=device)
+    started = time.perf_counter()
+    out = net(x, timestep, context)
+    torch.cuda.synchronize()
+    first = time.perf_counter() - started
+    if not torch.isfinite(out).all():
+        raise SystemExit(f"{row.name}: the output is not finite; nothing is timed")
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        net(x, timestep, context)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return first, statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
+
+
+def profile(net: TurboWan, latent: tuple[int, int, int]) -> None:
+    device = net.head.modulation.device
+    x = torch.randn(1, net.config.in_dim, *latent, device=device, dtype=torch.bfloat16)
+    context = torch.randn(1, 512, net.config.text_dim, device=device, dtype=torch.bfloat16)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as trace:
+        net(x, torch.tensor([988.0], device=device), context)
+        torch.cuda.synchronize()
+    print(trace.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=60))
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=synthetic.MODELS, default="1.3b")
+    parser.add_argument("--size", default="832x480x81", help="width x height x frames")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    device = torch.device("cuda")
+    width, height, frames = (int(part) for part in arguments.size.split("x"))
+    latent = ((frames - 1) // 4 + 1, height // 8, width // 8)
+    check_kernels(device)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.model}, {arguments.size}")
+    net, built = None, None
+    for row in ROWS:
+        if arguments.rows not in row.name:
+            continue
+        if built != row.quantized:
+            del net
+            torch.cuda.empty_cache()
+            net, built = (
+                synthetic.model(synthetic.MODELS[arguments.model], device, quantized=row.quantized),
+                row.quantized,
+            )
+        first, step, peak = measure(net, row, latent, arguments.repeats)
+        print(f"{row.name:18s} {step:9.1f} ms a step, first call {first:6.1f} s, peak {peak:6.2f} GiB", flush=True)
+        if arguments.profile:
+            profile(net, latent)
+
+
+if __name__ == "__main__":
+    main()

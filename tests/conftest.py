@@ -1,0 +1,48 @@
+"""Shared fixtures: where kernels run in this session, and poisoned memory."""
+
+import os
+
+import pytest
+import torch
+
+# Kernels are compiled where there is a GPU and interpreted elsewhere; Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU, else the CPU through Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# bf16 tl.dot is wrong in Triton's interpreter, so bf16 is for the GPU.
+HALF_DTYPES = [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torch.float16]
+
+
+@pytest.fixture(params=HALF_DTYPES, ids=str)
+def half(request) -> torch.dtype:
+    """Each 16-bit dtype that can be tested here."""
+    return request.param
+
+
+@pytest.fixture
+def poisoned_memory():
+    """torch.empty gives NaN (integers: their maximum), so that an unwritten output shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(1234)

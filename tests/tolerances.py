@@ -1,0 +1,31 @@
+"""Every tolerance of the suite, by class of comparison, and the one way to compare.
+
+The measure is ‖out − ref‖ / ‖ref‖ in fp64; NaN or infinity fails first. EXACT comparisons use torch.equal.
+"""
+
+import torch
+from torch import Tensor
+
+# fp32 against fp32 or fp64 in another order of summation.
+SAME_MATHS_FP32 = 1e-5
+# A kernel computing in fp32 from and to 16-bit, against the fp32 reference on the same inputs: output rounding.
+ROUND_TRIP = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 1e-5}
+# A kernel with 16-bit products (attention) against its fp32 reference on the same inputs.
+HALF_PRODUCTS = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# A quantized recipe against fp32: floors of the signal-to-noise ratio in dB.
+SQNR_BLOCK_INT8_WEIGHT_DB = 36.0
+SQNR_BLOCK_INT8_LINEAR_DB = 34.0
+SQNR_SAGE_SCORES_DB = 33.0
+
+
+def relative_error(out: Tensor, ref: Tensor) -> float:
+    """‖out − ref‖ / ‖ref‖ in fp64."""
+    assert out.shape == ref.shape, f"shapes differ: {tuple(out.shape)} and {tuple(ref.shape)}"
+    assert torch.isfinite(out).all(), "the output holds NaN or infinity"
+    out, ref = out.double().cpu(), ref.double().cpu()
+    return float((out - ref).norm() / ref.norm().clamp(min=1e-300))
+
+
+def sqnr_db(out: Tensor, ref: Tensor) -> float:
+    """20·log10(‖ref‖ / ‖out − ref‖)."""
+    return -20 * torch.log10(torch.tensor(max(relative_error(out, ref), 1e-15))).item()

@@ -1,0 +1,327 @@
+"""The Wan 2.1 video autoencoder: latents [B, 16, T, H, W] <-> video [B, 3, 4T-3, 8H, 8W] in [-1, 1].
+
+Parameter names are those of ``wan_2.1_vae.safetensors``; the width is read from the tensors. Both directions
+are causal and run piece by piece with exact memory (``vae_layers.Past``): how ``vae_plan`` cut a clip into
+passes changes its result by rounding alone. A decode takes raw latents, as ComfyUI's LATENT holds them; the
+diffusion model works on ``normalize``d ones. Decoded values are not clamped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, LatentError, UnsupportedModelError
+from .vae_layers import (
+    AttentionBlock,
+    CausalConv3d,
+    Conv,
+    Downsample,
+    Head,
+    ResidualBlock,
+    Upsample,
+)
+from .vae_passes import Canvas, Progress, stream
+from .vae_plan import Level, Plan, make_plan
+
+LATENT_CHANNELS = 16
+TIME_STRIDE = 4
+SIDE_STRIDE = 8
+LATENT_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+LATENT_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+FLOAT_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    width: int = 96
+    in_channels: int = 3
+    out_channels: int = 3
+
+
+def normalize(z_BCTHW: Tensor) -> Tensor:
+    """Raw latents to what the diffusion model works on: (z - mean) / std per channel."""
+    mean, std = _statistics(z_BCTHW)
+    return (z_BCTHW - mean) / std
+
+
+def denormalize(z_BCTHW: Tensor) -> Tensor:
+    """The diffusion model's latents to raw ones: z · std + mean per channel."""
+    mean, std = _statistics(z_BCTHW)
+    return z_BCTHW * std + mean
+
+
+def _statistics(z: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (z.new_tensor(values).view(1, -1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD))
+    return mean, std
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        w = config.width
+        self.conv1 = CausalConv3d(config.in_channels, w)
+        self.downsamples = nn.ModuleList(
+            [
+                *(ResidualBlock(w, w), ResidualBlock(w, w), Downsample(w, temporal=False)),
+                *(ResidualBlock(w, 2 * w), ResidualBlock(2 * w, 2 * w), Downsample(2 * w, temporal=True)),
+                *(ResidualBlock(2 * w, 4 * w), ResidualBlock(4 * w, 4 * w), Downsample(4 * w, temporal=True)),
+                *(ResidualBlock(4 * w, 4 * w), ResidualBlock(4 * w, 4 * w)),
+            ]
+        )
+        self.middle = _middle(4 * w)
+        self.head = Head(4 * w, 2 * LATENT_CHANNELS)
+
+    def levels(self) -> list[Level]:
+        w, down = self.conv1.c_out, tuple(self.downsamples)
+        return [
+            Level(layers=(self.conv1, *down[:3]), channels=self.conv1.c_in, area=64, rate=4, share=1),
+            Level(layers=down[3:6], channels=w, area=16, rate=4, share=2),
+            Level(layers=down[6:9], channels=2 * w, area=4, rate=2, share=4),
+            Level(layers=(*down[9:], *self.middle, self.head), channels=4 * w, area=1, rate=1, share=4),
+        ]
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        w = config.width
+        self.conv1 = CausalConv3d(LATENT_CHANNELS, 4 * w)
+        self.middle = _middle(4 * w)
+        self.upsamples = nn.ModuleList(
+            [
+                *(ResidualBlock(4 * w, 4 * w) for _ in range(3)),
+                Upsample(4 * w, temporal=True),
+                *(ResidualBlock(2 * w, 4 * w), ResidualBlock(4 * w, 4 * w), ResidualBlock(4 * w, 4 * w)),
+                Upsample(4 * w, temporal=True),
+                *(ResidualBlock(2 * w, 2 * w) for _ in range(3)),
+                Upsample(2 * w, temporal=False),
+                *(ResidualBlock(w, w) for _ in range(3)),
+            ]
+        )
+        self.head = Head(w, config.out_channels)
+
+    def levels(self) -> list[Level]:
+        w, up = self.conv1.c_out // 4, tuple(self.upsamples)
+        first = (self.conv1, *self.middle, *up[:4])
+        return [
+            Level(layers=first, channels=LATENT_CHANNELS, area=1, rate=1, share=4),
+            Level(layers=up[4:8], channels=2 * w, area=4, rate=2, share=1),
+            Level(layers=up[8:12], channels=2 * w, area=16, rate=4, share=1),
+            Level(layers=(*up[12:], self.head), channels=w, area=64, rate=4, share=1),
+        ]
+
+
+def _middle(channels: int) -> nn.ModuleList:
+    blocks = ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
+    return nn.ModuleList(blocks)
+
+
+class WanVAE(nn.Module):
+    """Runs wherever its weights are, in their type; holds no state between calls."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.conv1 = Conv(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, (1, 1, 1))
+        self.conv2 = Conv(LATENT_CHANNELS, LATENT_CHANNELS, (1, 1, 1))
+        self.decoder = Decoder(config)
+        self.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.conv2.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv2.weight.dtype
+
+    def plan_decode(self, size: tuple[int, int, int], *, chunk: int | None, budget: int | None) -> Plan:
+        """The passes for a latent of ``size`` (T, H, W), and their bytes beside weights and result."""
+        levels = self.decoder.levels()
+        return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget)
+
+    def plan_encode(self, size: tuple[int, int, int], *, chunk: int | None, budget: int | None) -> Plan:
+        levels = self.encoder.levels()
+        return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        z_BCTHW: Tensor,
+        *,
+        chunk: int | None = None,
+        memory_budget_bytes: int | None = None,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+        output_device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Raw latents to video; samples go one after another.
+
+        ``chunk``: most latent frames per pass. ``memory_budget_bytes``: bound on what the passes need beside
+        weights and result; where one frame does not fit, tiles with blended seams, and a result that grows in
+        fp32. ``interrupted`` is called before every layer and raises to cancel. ``output_device``: where the
+        result goes, by default the weights' device.
+        """
+        _check_latents(z_BCTHW)
+        batch, _, frames, height, width = z_BCTHW.shape
+        plan = self.plan_decode((frames, height, width), chunk=chunk, budget=memory_budget_bytes)
+        shape = (
+            batch,
+            self.config.out_channels,
+            TIME_STRIDE * (frames - 1) + 1,
+            SIDE_STRIDE * height,
+            SIDE_STRIDE * width,
+        )
+        canvas = Canvas(plan, shape, SIDE_STRIDE, output_device or self.device, self.dtype, progress)
+        levels = self.decoder.levels()
+        for sample, row, column in canvas.tiles():
+            z = z_BCTHW[sample : sample + 1, :, :, slice(*plan.rows[row]), slice(*plan.columns[column])]
+            z = self.conv2(z.to(self.device, self.dtype))
+            for piece in stream(levels, plan.frames, z, like=self.conv2.weight, interrupted=interrupted):
+                canvas.paint(piece, sample, row, column)
+                del piece  # the next pass needs the room
+        return canvas.result()
+
+    @torch.no_grad()
+    def encode(
+        self,
+        x_BCTHW: Tensor,
+        *,
+        chunk: int | None = None,
+        memory_budget_bytes: int | None = None,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+        output_device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Video of 4n+1 frames in [-1, 1] to the mean of its raw latents [B, 16, n+1, H/8, W/8].
+
+        The video may be on any device: only a pass's frames move to the weights'. Options as in ``decode``.
+        """
+        _check_video(x_BCTHW, self.config.in_channels)
+        batch, _, frames, height, width = x_BCTHW.shape
+        size = 1 + (frames - 1) // TIME_STRIDE, height // SIDE_STRIDE, width // SIDE_STRIDE
+        plan = self.plan_encode(size, chunk=chunk, budget=memory_budget_bytes)
+        shape = (batch, LATENT_CHANNELS, *size)
+        canvas = Canvas(plan, shape, 1, output_device or self.device, self.dtype, progress)
+        levels = self.encoder.levels()
+        for sample, row, column in canvas.tiles():
+            rows, columns = (
+                slice(*(SIDE_STRIDE * edge for edge in span)) for span in (plan.rows[row], plan.columns[column])
+            )
+            x = x_BCTHW[sample : sample + 1, :, :, rows, columns]
+            for piece in stream(levels, plan.frames, x, like=self.conv2.weight, interrupted=interrupted):
+                canvas.paint(self.conv1(piece)[:, :LATENT_CHANNELS], sample, row, column)
+                del piece
+        return canvas.result()
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor],
+    *,
+    assign: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> WanVAE:
+    """A VAE over ``tensors`` as they are (no copy), or over copies where ``assign`` is off.
+
+    ``device`` and ``dtype`` convert what lies elsewhere or in another type; only those tensors are copied.
+    """
+    vae = _empty(tensors)
+    _check_names(vae.state_dict(), tensors)
+    converted = {
+        name: tensor.detach().to(device=device, dtype=dtype, copy=not assign) for name, tensor in tensors.items()
+    }
+    _check_values(converted)
+    vae.load_state_dict(converted, assign=True)
+    return vae.requires_grad_(False).eval()
+
+
+def _empty(tensors: Mapping[str, Tensor]) -> WanVAE:
+    """The modules on the meta device, with the widths that the tensors have."""
+    if "decoder.upsamples.0.upsamples.0.residual.2.weight" in tensors:
+        raise UnsupportedModelError(
+            "VAE: must be the Wan 2.1 VAE (16 channels), got the Wan 2.2 one; use wan_2.1_vae.safetensors, "
+            "or VAEDecode with this file"
+        )
+    try:
+        config = VAEConfig(
+            width=tensors["decoder.head.0.gamma"].shape[0],
+            in_channels=tensors["encoder.conv1.weight"].shape[1],
+            out_channels=tensors["decoder.head.2.weight"].shape[0],
+        )
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"VAE: must be a Wan 2.1 VAE in its own names, got {len(tensors)} tensors without a usable "
+            f"{error}; use wan_2.1_vae.safetensors"
+        ) from error
+    with torch.device("meta"):
+        return WanVAE(config)
+
+
+def _check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    faults = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "misshapen": [
+            f"{name} {list(given[name].shape)} instead of {list(expected[name].shape)}"
+            for name in sorted(expected.keys() & given.keys())
+            if given[name].shape != expected[name].shape
+        ],
+    }
+    found = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
+    if found:
+        raise CheckpointError(
+            f"VAE: tensors must be those of a Wan 2.1 VAE, got {'; '.join(found)}; "
+            f"use wan_2.1_vae.safetensors, or download the file again"
+        )
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    types = {tensor.dtype for tensor in tensors.values()}
+    if not types <= set(FLOAT_TYPES):
+        raise CheckpointError(
+            f"VAE: weights must be bf16, fp16 or fp32, got {', '.join(sorted(map(str, types)))}; "
+            f"use an unquantized wan_2.1_vae.safetensors"
+        )
+    vectors = [t.flatten().float() for name, t in tensors.items() if name.endswith((".bias", ".gamma"))]
+    if not torch.cat(vectors).isfinite().all():
+        raise CheckpointError("VAE: norms and biases must be finite, got NaN or infinity; download the file again")
+
+
+def _check_latents(z: Tensor) -> None:
+    if z.ndim != 5 or z.shape[1] != LATENT_CHANNELS or z.numel() == 0 or not z.is_floating_point():
+        raise LatentError(
+            f"VAE decode: latents must be floating point [B, {LATENT_CHANNELS}, T, H, W], got {z.dtype} "
+            f"{list(z.shape)}; use a Wan 2.1 latent"
+        )
+
+
+def _check_video(x: Tensor, channels: int) -> None:
+    if x.ndim != 5 or x.shape[1] != channels or x.numel() == 0 or not x.is_floating_point():
+        raise LatentError(
+            f"VAE encode: video must be floating point [B, {channels}, T, H, W] in [-1, 1], got {x.dtype} "
+            f"{list(x.shape)}; permute or convert it"
+        )
+    _, _, frames, height, width = x.shape
+    if frames % TIME_STRIDE != 1:
+        nearest = TIME_STRIDE * ((frames - 1) // TIME_STRIDE) + 1
+        raise LatentError(f"VAE encode: frames must be 4n+1, got {frames}; cut the video to {nearest}")
+    if height % SIDE_STRIDE or width % SIDE_STRIDE:
+        raise LatentError(
+            f"VAE encode: sides must be multiples of {SIDE_STRIDE}, got {width}x{height}; crop or resize it"
+        )

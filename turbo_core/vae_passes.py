@@ -1,0 +1,125 @@
+"""Running a clip through the levels of the VAE piece by piece, and putting the pieces together again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .vae_layers import TIME, Past
+from .vae_plan import Level, Plan, blend_weights
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (frames done, frames in all), counted once per tile."""
+
+
+def stream(
+    levels: Sequence[Level],
+    frames: Sequence[int],
+    x: Tensor,
+    *,
+    like: Tensor,
+    interrupted: Callable[[], None] | None,
+) -> Iterator[Tensor]:
+    """Frames as they leave the last level, computed on the device and in the type of ``like``."""
+    layout = torch.channels_last_3d if like.device.type == "cuda" else torch.contiguous_format
+    past = Past(memory_format=layout, wanted=x.shape[TIME] > 1)
+    pieces = (piece.to(like, memory_format=layout) for piece in regroup(iter((x,)), frames[0]))
+    for level, count in zip(levels, frames, strict=True):
+        pieces = _passes(level, regroup(pieces, count), past, interrupted)
+    return pieces
+
+
+def _passes(
+    level: Level, pieces: Iterator[Tensor], past: Past, interrupted: Callable[[], None] | None
+) -> Iterator[Tensor]:
+    for x in pieces:
+        for layer in level.layers:
+            if interrupted is not None:
+                interrupted()
+            x = layer(x, past)
+        last = [x]
+        del x  # while suspended, a generator must not hold what the next level has taken over
+        yield last.pop()
+
+
+def regroup(pieces: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    """The same frames in other pieces: the first alone, then ``count`` at a time, then what is left."""
+    held: list[Tensor] = []
+    wanted = 1
+    for piece in pieces:
+        held.append(piece)
+        del piece  # as in _passes
+        while sum(part.shape[TIME] for part in held) >= wanted:
+            group = wanted
+            wanted = count
+            yield _take(held, group)
+    if held:
+        yield _take(held, sum(part.shape[TIME] for part in held))
+
+
+def _take(held: list[Tensor], count: int) -> Tensor:
+    whole = held[0] if len(held) == 1 else torch.cat(held, TIME)
+    held.clear()
+    if whole.shape[TIME] > count:
+        held.append(whole[:, :, count:])
+    return whole[:, :, :count]
+
+
+class Canvas:
+    """The result while it grows, and the order of its tiles."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        shape: tuple[int, ...],
+        scale: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        progress: Progress | None,
+    ):
+        self._plan = plan
+        self._scale = scale
+        self._dtype = dtype
+        self._progress = progress
+        self._total = shape[0] * shape[TIME] * plan.tiles
+        self._done = 0
+        self._frame = 0
+        if plan.tiles == 1:
+            self._out = torch.empty(shape, device=device, dtype=dtype)
+            return
+        log.info("VAE: %d x %d blended tiles, to stay in the memory budget", len(plan.rows), len(plan.columns))
+        self._out = torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        self._row_weights = [w.to(device)[:, None] for w in blend_weights(plan.rows, scale=scale)]
+        self._column_weights = [w.to(device) for w in blend_weights(plan.columns, scale=scale)]
+
+    def tiles(self) -> Iterator[tuple[int, int, int]]:
+        """(sample, row, column) of each tile; ``paint`` continues at its first frame."""
+        for sample in range(self._out.shape[0]):
+            for row in range(len(self._plan.rows)):
+                for column in range(len(self._plan.columns)):
+                    self._frame = 0
+                    yield sample, row, column
+
+    def paint(self, piece_1CTHW: Tensor, sample: int, row: int, column: int) -> None:
+        count = piece_1CTHW.shape[TIME]
+        rows, columns = (
+            slice(*(self._scale * edge for edge in span)) for span in (self._plan.rows[row], self._plan.columns[column])
+        )
+        room = self._out[sample, :, self._frame : self._frame + count, rows, columns]
+        if self._plan.tiles == 1:
+            room.copy_(piece_1CTHW[0])
+        else:
+            piece = piece_1CTHW[0].to(room.device, room.dtype)
+            room.add_(piece.mul(self._row_weights[row]).mul_(self._column_weights[column]))
+        self._frame += count
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def result(self) -> Tensor:
+        return self._out.to(self._dtype)

@@ -1,0 +1,165 @@
+"""How a clip goes through the VAE in bounded memory: frames per pass and level, tiles where one is too much.
+
+A level is a run of layers at one resolution. Working memory of a sample, in bytes:
+
+    itemsize · H · W · ( Σ_levels area · Σ_layers tail  +  max_levels area · max_layers work(frames)
+                         + Σ_boundaries area · channels · frames waiting  +  32 · T )
+
+T, H and W are the latent's, ``area`` the positions of a level's frame per latent position, ``tail`` and
+``work`` come from the layers, and frames wait where two levels take a different share of the clip. The
+weights, the convolutions' own workspace and the finished result come on top; the latent itself is counted twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import SettingsError
+from .vae_layers import Layer
+
+PIXEL_FRAMES = (4, 2, 1)  # tried from the largest: frames per pass at full resolution
+DEFAULT_PIXEL_FRAMES = 2  # without a budget
+OVERLAP = 8  # latent positions that neighbouring tiles share
+LATENT_COPIES = 2 * 16  # elements per position: as given and through the 1x1x1 convolution
+LEAST_TILE = 24  # at least 2·OVERLAP + 4: no position lies in three tiles of a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """Layers at one resolution, with what enters them."""
+
+    layers: tuple[Layer, ...]
+    channels: int
+    area: int
+    """Positions of a frame per latent position: 1, 4, 16 or 64."""
+    rate: int
+    """Frames per latent frame: 1, 2 or 4."""
+    share: int
+    """Frames per pass for each frame per pass at full resolution; even where frames are halved."""
+
+    def work(self, frames: int) -> int:
+        return self.area * max(layer.work(frames) for layer in self.layers)
+
+    def tail(self) -> int:
+        return self.area * sum(layer.tail() for layer in self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``frames[i]`` most frames per pass of level i; ``rows`` x ``columns`` tiles in latent positions."""
+
+    frames: tuple[int, ...]
+    rows: tuple[tuple[int, int], ...]
+    columns: tuple[tuple[int, int], ...]
+    working_bytes: int
+
+    @property
+    def tiles(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+def working_bytes(levels: Sequence[Level], frames: Sequence[int], *, size: tuple[int, int, int], itemsize: int) -> int:
+    """The formula above for a latent of ``size`` (T, H, W); a single latent frame leaves nothing behind."""
+    latent_frames, height, width = size
+    tails = sum(level.tail() for level in levels) if latent_frames > 1 else 0
+    waiting = LATENT_COPIES * latent_frames
+    for i in range(1, len(levels)):
+        arriving = frames[i - 1] * levels[i].rate // levels[i - 1].rate
+        if arriving != frames[i]:
+            waiting += levels[i].area * levels[i].channels * max(arriving, frames[i])
+    work = max(level.work(count) for level, count in zip(levels, frames, strict=True))
+    return itemsize * height * width * (tails + work + waiting)
+
+
+def make_plan(
+    levels: Sequence[Level],
+    *,
+    size: tuple[int, int, int],
+    itemsize: int,
+    chunk: int | None,
+    budget: int | None,
+) -> Plan:
+    """The largest passes over whole frames that fit the budget; where none do, the fewest tiles that fit.
+
+    Without a budget the passes are small ones, which a GPU runs within 2 % of the large ones' speed. ``chunk``
+    is the most latent frames that any level takes at once, and what every level takes where that fits.
+    """
+    if chunk is not None and chunk < 1:
+        raise SettingsError(f"VAE: chunk must be at least 1 latent frame, got {chunk}; leave it out to choose it")
+    pixel_frames = PIXEL_FRAMES if budget is not None else (DEFAULT_PIXEL_FRAMES,)
+    choices = _choices(levels, size[0], chunk, pixel_frames)
+    whole = ((0, size[1]),), ((0, size[2]),)
+    for frames in choices:
+        needed = working_bytes(levels, frames, size=size, itemsize=itemsize)
+        if budget is None or needed <= budget:
+            return Plan(frames=frames, rows=whole[0], columns=whole[1], working_bytes=needed)
+    return _tiled_plan(levels, choices, size, itemsize, budget)
+
+
+def _choices(
+    levels: Sequence[Level], latent_frames: int, chunk: int | None, pixel_frames: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Frames per pass and level, largest first."""
+    if latent_frames == 1:
+        return [tuple(1 for _ in levels)]
+    rest = latent_frames - 1  # the first frame goes alone
+    most = min(rest, chunk or rest)
+    first = [tuple(most * level.rate for level in levels)] if chunk else []
+    shared = [tuple(min(count * level.share, most * level.rate) for level in levels) for count in pixel_frames]
+    return list(dict.fromkeys(first + shared))
+
+
+def _tiled_plan(
+    levels: Sequence[Level],
+    choices: Sequence[tuple[int, ...]],
+    size: tuple[int, int, int],
+    itemsize: int,
+    budget: int,
+) -> Plan:
+    latent_frames, height, width = size
+    counts = [1, 1]
+    while True:
+        tile = tuple(_tile_length(side, count) for side, count in zip((height, width), counts, strict=True))
+        fitting = [
+            (frames, needed)
+            for frames in choices
+            if (needed := working_bytes(levels, frames, size=(latent_frames, *tile), itemsize=itemsize)) <= budget
+        ]
+        if fitting:
+            rows, columns = (spans(side, count) for side, count in zip((height, width), counts, strict=True))
+            return Plan(frames=fitting[0][0], rows=rows, columns=columns, working_bytes=fitting[0][1])
+        longer = 0 if tile[0] >= tile[1] else 1
+        counts[longer] += 1
+        if _tile_length((height, width)[longer], counts[longer]) < LEAST_TILE:
+            least = working_bytes(levels, choices[-1], size=(latent_frames, *tile), itemsize=itemsize)
+            raise SettingsError(
+                f"VAE: the memory budget must be at least {math.ceil(least / 2**20)} MiB at this size, "
+                f"got {budget / 2**20:.0f} MiB; raise it, or free GPU memory"
+            )
+
+
+def _tile_length(side: int, count: int) -> int:
+    return -(-(side + (count - 1) * OVERLAP) // count)
+
+
+def spans(side: int, count: int) -> tuple[tuple[int, int], ...]:
+    """``count`` stretches of one length that cover ``side``, neighbours sharing at least OVERLAP."""
+    length = _tile_length(side, count)
+    starts = [i * (side - length) // max(1, count - 1) for i in range(count)]
+    return tuple((start, start + length) for start in starts)
+
+
+def blend_weights(stretches: Sequence[tuple[int, int]], *, scale: int) -> list[Tensor]:
+    """fp32 weights of each stretch, ``scale`` per latent position: raised cosines that sum to 1."""
+    weights = [torch.ones((stop - start) * scale) for start, stop in stretches]
+    for i in range(1, len(stretches)):
+        shared = (stretches[i - 1][1] - stretches[i][0]) * scale
+        rise = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(shared) + 0.5) / shared)
+        weights[i][:shared] = rise
+        weights[i - 1][-shared:] = 1 - rise
+    return weights
