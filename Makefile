@@ -1,0 +1,46 @@
+# make test        lint, unit and kernel tests, then the pack in a real ComfyUI and its frontend where they are found
+# make test-hosts  the host tests on every tested ComfyUI version (TURBOWAN_HOSTS, comma-separated checkouts)
+
+PYTHON ?= python3
+# Any torch from 2.4 on will do; a CPU build is enough.
+TORCH ?= torch==2.13.0
+COMFYUI_DIR ?= $(HOME)/comfy/ComfyUI
+TURBOWAN_HOSTS ?= $(COMFYUI_DIR)-0.8.0,$(COMFYUI_DIR)-0.18.1,$(COMFYUI_DIR)
+
+VENV := .venv
+READY := $(VENV)/.ready
+PYTEST := $(VENV)/bin/pytest
+
+.PHONY: test lint unit hosts test-hosts format clean
+
+test: lint unit hosts
+
+$(READY): pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[core,test]'
+	touch $@
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+unit: $(READY)
+	$(PYTEST) tests --ignore tests/host --ignore tests/browser --numprocesses auto
+
+# Without a ComfyUI these skip, loudly and counted; with one, its environment is made the first time.
+hosts: $(READY)
+	if test -f "$(COMFYUI_DIR)/main.py"; then \
+	  COMFYUI_DIR="$(COMFYUI_DIR)" $(VENV)/bin/python tests/host/make_venv.py; fi
+	COMFYUI_DIR="$(COMFYUI_DIR)" $(PYTEST) tests/host tests/browser
+
+test-hosts: $(READY)
+	COMFYUI_DIR="$(COMFYUI_DIR)" TURBOWAN_HOSTS="$(TURBOWAN_HOSTS)" $(VENV)/bin/python tests/host/make_venv.py
+	COMFYUI_DIR="$(COMFYUI_DIR)" TURBOWAN_HOSTS="$(TURBOWAN_HOSTS)" $(PYTEST) tests/host
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
