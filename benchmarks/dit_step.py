@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from turbowan.benchmarks import synthetic
-from turbowan.kernels import block_int8, norm, sage, sla
+from turbowan.kernels import block_int8, dispatch, norm, sage, sla
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.model import TurboWan
 
@@ -123,15 +123,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--torch", action="store_true", help="without Triton, as on sm75 or where it is missing")
     arguments = parser.parse_args()
     device = torch.device("cuda")
     width, height, frames = (int(part) for part in arguments.size.split("x"))
     latent = ((frames - 1) // 4 + 1, height // 8, width // 8)
-    check_kernels(device)
+    if arguments.torch:
+        dispatch.triton_refusal = lambda *_: "the benchmark asked for torch"
+    else:
+        check_kernels(device)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.model}, {arguments.size}")
     net, built = None, None
     for row in ROWS:
-        if arguments.rows not in row.name:
+        if arguments.rows not in row.name or (arguments.torch and row.mode == "sagesla"):
             continue
         if built != row.quantized:
             del net

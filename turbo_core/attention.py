@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import sage, sla
+from ..kernels import sage, sageattention, sla
 from ..kernels.dispatch import BackendUnavailableError
 from .config import WanConfig
 from .errors import SettingsError
 
-Mode = Literal["sla", "sagesla", "dense"]
+Mode = Literal["sla", "sagesla", "dense", "sageattention"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+SPARSE_MODES: tuple[Mode, ...] = ("sla", "sagesla")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class AttentionSettings:
     """How self-attention is computed.
 
     Attributes:
-        mode: "sla", "sagesla" (SLA with int8 scores) or "dense" (softmax over all keys, no linear branch).
+        mode: "sla"; "sagesla", SLA with int8 scores; "dense", softmax over all keys without the linear branch;
+            "sageattention", the same by the optional package of that name.
         topk: share of key blocks that SLA keeps per query block, in (0, 1]; 0.1 as trained, 0.15 for quality.
     """
 
@@ -46,11 +48,18 @@ def resolve(mode: str, topk: float, config: WanConfig, device: torch.device) -> 
         raise SettingsError(
             f"topk: must be above 0 and at most 1, got {topk}; 0.1 is what the models were trained with"
         )
-    if mode != "dense" and not config.has_proj_l:
+    if mode in SPARSE_MODES and not config.has_proj_l:
         raise SettingsError(
             f"attention: {mode!r} needs a file trained with SLA (with proj_l weights), got {config.name} without them; "
             "choose dense or auto"
         )
+    if mode == "sageattention":
+        reason = sageattention.refusal(device, torch.float16)
+        if reason is not None:
+            raise BackendUnavailableError(
+                f"attention: 'sageattention' needs its package to work, but {reason}; choose dense or auto, "
+                "or install a sageattention build for this torch and GPU"
+            )
     if mode == "sagesla":
         reason = sage.SAGE.refusal(torch.empty(0, config.head_dim, dtype=torch.bfloat16, device=device))
         if reason is not None:

@@ -210,7 +210,7 @@ def _raise_incomplete(
         message += f"; {len(unexpected)} unknown keys came: {listed(unexpected)}"
     if re.search(r"-\d+-of-\d+", where):
         remedy = "this is one part of a sharded model: take a single-file version, or merge the parts"
-    elif any(name.endswith(".int8_weight") for name in missing):
+    elif any(name.endswith(".int8_weight") and name.replace(".int8_weight", ".weight") in tensors for name in missing):
         remedy = f"the file is only partly quantized; {OWN_INT8}"
     else:
         remedy = f"the file is incomplete: {DOWNLOAD_AGAIN}"

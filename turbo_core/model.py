@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..kernels.norm import gated_residual, layer_norm, rms_norm_rope
+from ..kernels.sageattention import sage_dense_attention
 from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
@@ -233,6 +234,8 @@ class SelfAttention(_Attention):
         hooks.interrupted()
         if attention.mode == "dense":
             out = hooks.dense_attention(q, k, v)
+        elif attention.mode == "sageattention":
+            out = sage_dense_attention(q, k, v)
         else:
             with self.proj_l.lend(q) as proj:
                 out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)

@@ -1,9 +1,11 @@
 import dataclasses
+import sys
 
 import pytest
 import torch
 from tolerances import SAME_MATHS_FP32, relative_error
 
+from turbowan.kernels import sageattention
 from turbowan.turbo_core import attention
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.errors import BackendUnavailableError, SettingsError
@@ -56,3 +58,48 @@ def test_full_ratio_is_dense_softmax_plus_the_linear_branch(generator):
     expected = attention.dense_attention(q, k, v).double() + (linear @ weight.double().T + bias).transpose(1, 2)
     out = attention.sparse_linear_attention(q, k, v, weight, bias, settings)
     assert relative_error(out, expected) < SAME_MATHS_FP32
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Install a stand-in `sageattention` whose sageattn is given as source."""
+
+    def install(body):
+        (tmp_path / "sageattention.py").write_text(f"import torch\ndef sageattn(q, k, v, tensor_layout):\n    {body}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        sageattention.refusal.cache_clear()
+        sys.modules.pop("sageattention", None)
+
+    yield install
+    sys.modules.pop("sageattention", None)
+    sageattention.refusal.cache_clear()
+
+
+SDPA = "torch.nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))"
+
+
+def test_a_working_sageattention_is_taken(package, generator):
+    package(f"return {SDPA}.transpose(1, 2)")
+    assert attention.resolve("sageattention", 0.1, PLAIN, CPU).mode == "sageattention"
+    q, k, v = (torch.randn(1, 9, 2, 128, generator=generator) for _ in range(3))
+    assert torch.equal(sageattention.sage_dense_attention(q, k, v), attention.dense_attention(q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("return q * 0.5", "computes wrongly on cpu"),
+        ("return q * float('nan')", "computes wrongly on cpu"),
+        ("raise RuntimeError('no kernel image')", "fails on cpu.*no kernel image"),
+    ],
+)
+def test_a_broken_sageattention_says_why_and_what_to_choose(package, body, reason):
+    package(body)
+    with pytest.raises(BackendUnavailableError, match=f"{reason}.*choose dense or auto"):
+        attention.resolve("sageattention", 0.1, PLAIN, CPU)
+
+
+def test_a_missing_sageattention_says_so():
+    sageattention.refusal.cache_clear()
+    with pytest.raises(BackendUnavailableError, match="cannot be imported.*choose dense or auto"):
+        attention.resolve("sageattention", 0.1, PLAIN, CPU)

@@ -146,6 +146,8 @@ DAMAGED: list[tuple[str, Callable[[], Tensors], tuple[str, ...]]] = [
     ("a block missing", lambda: without(make(num_layers=3), "blocks.1."),
      ("29 are missing", "and 21 more", "(blocks 1 are missing entirely)")),
     ("first block missing", lambda: without(make(num_layers=3), "blocks.0."), ("blocks 0 are missing entirely",)),
+    ("first block of a quantized file missing", lambda: without(quant(), "blocks.0."),
+     ("missing: blocks.0.ffn.0.int8_weight", "incomplete")),
     ("nonsensical block", lambda: make() | zeros("blocks.999999999999.x"), ("are missing: blocks.2.modulation",)),
     ("no blocks", lambda: without(make(), "blocks."), ("missing: blocks.0.ffn.0.weight",)),
     ("proj_l in one block only", lambda: without(make(), f"blocks.1.{PROJ_L}"), ("blocks.1.self_attn.proj_l.weight",)),
