@@ -1,0 +1,50 @@
+"""Other sizes, lengths and batches must not compile a kernel again."""
+
+import pytest
+import torch
+
+from turbowan.kernels import block_int8, norm, sage, sla
+
+pytestmark = pytest.mark.gpu
+
+# Lengths divisible by 16 and not, tails of blocks, one token, several samples.
+SHAPES = [(1, 640), (1, 1), (1, 257), (2, 1000), (3, 129), (1, 4096)]
+
+
+def compiled(*modules) -> int:
+    """How many variants of their kernels the modules have compiled."""
+    kernels = [value for module in modules for value in vars(module).values() if hasattr(value, "device_caches")]
+    assert kernels, "no kernels found: has Triton renamed device_caches?"
+    return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
+
+
+def run_all(batch: int, length: int) -> None:
+    device, half = torch.device("cuda"), torch.bfloat16
+    x = torch.randn(batch, length, 256, device=device, dtype=half)
+    w = block_int8.quantize_weight(torch.randn(384, 256, device=device))
+    bias = torch.zeros(384, device=device, dtype=half)
+    for rows in (1, 128):
+        block_int8.linear(block_int8.quantize_activations(x, rows), w, bias, gelu=True, like=x)
+    vector = torch.randn(batch, 256, device=device)
+    table = norm.Rotation(torch.ones(length, 64, device=device), torch.zeros(length, 64, device=device))
+    norm.layer_norm(x, vector, vector, 1e-6)
+    norm.rms_norm_rope(x, vector[0], 1e-6, table)
+    norm.gated_residual(x, x, vector)
+    q = k = v = x.unflatten(2, (2, 128))
+    pooled = sla.mean_pool(k, sla.BLOCK_K)
+    mean = sla.key_mean(pooled, length)
+    blocks = sla.route(sla.mean_pool(q, sla.BLOCK_Q), pooled, mean, sla.kept_blocks(length, 0.3))
+    branch = sla.linear_branch(k, v, torch.eye(128, device=device), torch.zeros(128, device=device))
+    sla.sparse_linear_attention(q, k, v, blocks, branch)
+    sage.sage_sparse_linear_attention(q, k, v, mean, blocks, branch)
+
+
+def test_other_shapes_do_not_recompile():
+    from turbowan.kernels import block_int8_triton, norm_triton, sla_triton
+
+    counts = []
+    for batch, length in SHAPES:
+        run_all(batch, length)
+        counts.append(compiled(block_int8_triton, norm_triton, sla_triton))
+    assert counts[0] > 0
+    assert len(set(counts)) == 1, dict(zip(SHAPES, counts, strict=True))
