@@ -96,5 +96,6 @@ def _triton_install_refusal(device_index: int) -> str | None:
         run_probe(torch.device("cuda", device_index))
     except Exception as error:  # noqa: BLE001 - whatever the probe meets becomes the stated reason
         log.warning("Triton %s does not work on cuda:%d: %s", triton.__version__, device_index, error)
-        return f"Triton {triton.__version__} is installed but its probe failed: {error}"
+        remedy = "; install gcc and Python's headers" if "compiler" in str(error).lower() else ""
+        return f"Triton {triton.__version__} is installed but its probe failed: {error}{remedy}"
     return None

@@ -54,7 +54,7 @@ def resolve(mode: str, topk: float, config: WanConfig, device: torch.device) -> 
             "choose dense or auto"
         )
     if mode == "sageattention":
-        reason = sageattention.refusal(device, torch.float16)
+        reason = sageattention.refusal(device, torch.bfloat16)
         if reason is not None:
             raise BackendUnavailableError(
                 f"attention: 'sageattention' needs its package to work, but {reason}; choose dense or auto, "

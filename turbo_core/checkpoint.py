@@ -26,7 +26,7 @@ from .weight_file import DOWNLOAD_AGAIN, open_weights
 log = logging.getLogger("turbowan")
 
 EXPERTS = ("high", "low")
-TURBODIFFUSION = "turbodiffusion"  # metadata key: "true" or "false"
+TURBODIFFUSION = "turbodiffusion"  # a metadata key ("true" or "false"), or a tensor where ComfyUI saved the model
 LISTED = 8  # keys named in a message; the rest is counted
 SMALL = 1 << 15  # elements (a 14B modulation has 30,720); larger tensors stay unread
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -66,6 +66,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         foreign.refuse_not_wan(plain, where)
     native, harmless = native_names.to_native(plain, prefix or "", where)
     ignored += harmless
+    mark = native.pop(TURBODIFFUSION, None)
     foreign.refuse_variants(native, where)
     config = recognise(native, where)
     linear_patch = native["patch_embedding.weight"].ndim == 2
@@ -76,7 +77,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     native = validate(native, config, where)
     if ignored:
         log.info("%s: left out %d keys the model does not need: %s", where, len(ignored), listed(ignored))
-    turbodiffusion = _is_turbodiffusion(file.metadata, config, linear_patch)
+    turbodiffusion = _is_turbodiffusion(mark, file.metadata, config, linear_patch)
     names = "TurboDiffusion" if turbodiffusion else "native Wan"
     return Checkpoint(
         path=file.path,
@@ -227,8 +228,11 @@ def _depth(tensors: Mapping[str, Tensor]) -> int:
     return min(1 + max(_block_indices(tensors), default=-1), len(tensors))
 
 
-def _is_turbodiffusion(metadata: Mapping[str, str], config: WanConfig, linear_patch: bool) -> bool:
-    """What `convert` noted, because native names hide it; else the marks that only TurboDiffusion's files bear."""
+def _is_turbodiffusion(mark: Tensor | None, metadata: Mapping[str, str], config: WanConfig, linear_patch: bool) -> bool:
+    """What ComfyUI saved (a tensor) or `convert` noted (metadata), because native names hide it; else the signs that
+    only TurboDiffusion's own files bear."""
+    if mark is not None:
+        return bool(mark.any())
     noted = metadata.get(TURBODIFFUSION)
     if noted in ("true", "false"):
         return noted == "true"

@@ -93,6 +93,10 @@ def _tensors(checkpoint: Checkpoint, int8: bool) -> Iterator[tuple[str, Tensor]]
 
 
 def _metadata(checkpoint: Checkpoint, expert: str | None) -> dict[str, str]:
+    if expert is not None and checkpoint.config.family != "i2v":
+        raise SettingsError(
+            f"convert: --expert is for an image-to-video model, came {checkpoint.config.name}; leave it out"
+        )
     expert = expert or checkpoint.expert
     metadata = {
         "format": "pt",

@@ -139,7 +139,7 @@ def _tiled_plan(
             least = working_bytes(levels, choices[-1], size=(latent_frames, *tile), itemsize=itemsize)
             raise SettingsError(
                 f"VAE: the memory budget must be at least {math.ceil(least / 2**20)} MiB at this size, "
-                f"got {budget / 2**20:.0f} MiB; raise it, or free GPU memory"
+                f"got {budget / 2**20:.0f} MiB; choose a smaller video, or free GPU memory"
             )
 
 

@@ -133,6 +133,16 @@ def test_native_wan_file_is_dense(tmp_path: Path, dtype: torch.dtype, in_dim: in
     assert "native Wan" in read.layout
 
 
+@pytest.mark.parametrize("mark", [False, True])
+def test_a_saved_mark_says_whose_model_it_is(tmp_path: Path, mark: bool) -> None:
+    """A native model quantized at load and saved looks like TurboDiffusion's, and an unquantized one like native."""
+    tensors = tiny.native(make()) if mark else as_native(make(quantized=True))
+    tensors |= {"turbodiffusion": torch.tensor([mark], dtype=torch.uint8)}
+    path = tmp_path / "saved.safetensors"
+    save_file({"model.diffusion_model." + name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    assert checkpoint.read(path).turbodiffusion == mark
+
+
 def test_saved_by_comfyui_from_our_model(tmp_path: Path) -> None:
     released = make(quantized=True)
     native = as_native(released)

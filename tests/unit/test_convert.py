@@ -102,6 +102,13 @@ def test_expert_is_kept_in_the_metadata(tmp_path: Path, name: str, given: str | 
     assert checkpoint.read(tmp_path / "renamed.safetensors").expert == expert
 
 
+def test_expert_of_a_text_to_video_model_is_refused(tmp_path: Path) -> None:
+    source = tiny.save_pth(tmp_path / "x.pth", make(num_layers=1))
+    with pytest.raises(SettingsError, match="--expert is for an image-to-video model"):
+        convert(source, tmp_path / "y.safetensors", expert="high")
+    assert not (tmp_path / "y.safetensors").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_int8_follows_the_published_rule(tmp_path: Path, dtype: torch.dtype) -> None:
     released = make(dtype=dtype)
