@@ -11,7 +11,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test lint unit hosts test-hosts format clean
+.PHONY: test lint unit hosts browser test-hosts format clean
 
 test: lint unit hosts
 
@@ -32,7 +32,13 @@ unit: $(READY)
 hosts: $(READY)
 	if test -f "$(COMFYUI_DIR)/main.py"; then \
 	  COMFYUI_DIR="$(COMFYUI_DIR)" $(VENV)/bin/python tests/host/make_venv.py; fi
+	-$(VENV)/bin/python tests/browser/make_browser.py
 	COMFYUI_DIR="$(COMFYUI_DIR)" $(PYTEST) tests/host tests/browser
+
+# Debian and Ubuntu, as root: chromium for the browser tests.
+browser: $(READY)
+	apt-get update -qq && apt-get install -y -qq chromium
+	$(VENV)/bin/python tests/browser/make_browser.py
 
 test-hosts: $(READY)
 	COMFYUI_DIR="$(COMFYUI_DIR)" TURBOWAN_HOSTS="$(TURBOWAN_HOSTS)" $(VENV)/bin/python tests/host/make_venv.py
