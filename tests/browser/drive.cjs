@@ -1,0 +1,94 @@
+// Drives the real ComfyUI frontend: opens each workflow, exports it, looks at templates and help; prints JSON.
+// usage: node drive.cjs CONFIG.json   with {playwright, chromium, url, workflows: {name: graph}, shots, help}
+
+const fs = require("node:fs");
+const path = require("node:path");
+
+const config = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
+const { chromium } = require(config.playwright);
+const FLAGS = [
+  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync",
+];
+const TIMEOUT = 60_000;
+
+async function main() {
+  const browser = await chromium.launch({ executablePath: config.chromium, headless: true, args: FLAGS });
+  try {
+    const page = await browser.newPage({ viewport: { width: 2200, height: 1200 } });
+    page.setDefaultTimeout(TIMEOUT);
+    const errors = [];
+    const served = [];
+    page.on("response", (response) => response.ok() && served.push(new URL(response.url()).pathname));
+    page.on("pageerror", (error) => errors.push(String(error)));
+    await page.goto(config.url, { waitUntil: "domcontentloaded" });
+    await page.waitForFunction(() => window.app?.graph && window.app.extensionManager?.command);
+    await page.waitForTimeout(2000);
+    const workflows = {};
+    for (const [name, graph] of Object.entries(config.workflows)) workflows[name] = await open(page, name, graph);
+    const help = await helpPages(page);
+    const templates = await browseTemplates(page);
+    console.log(JSON.stringify({ workflows, help, templates, served, errors }));
+  } finally {
+    await browser.close();
+  }
+}
+
+async function open(page, name, graph) {
+  const result = await page.evaluate(async (graph) => {
+    const app = window.app;
+    await app.loadGraphData(graph, true, true);
+    await new Promise((done) => setTimeout(done, 1000));
+    const registered = window.LiteGraph.registered_node_types;
+    const { output } = await app.graphToPrompt();
+    return {
+      prompt: output,
+      nodes: app.graph.nodes.length,
+      missing: app.graph.nodes.filter((node) => !(node.type in registered)).map((node) => node.type),
+      red: app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
+      dialogs: [...document.querySelectorAll('[role="dialog"]')].map((dialog) => dialog.innerText.slice(0, 400)),
+    };
+  }, graph);
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.waitForTimeout(800);
+  await page.screenshot({ path: path.join(config.shots, `${name}.png`) });
+  return result;
+}
+
+// The text that the frontend shows as the help of each of the pack's nodes.
+async function helpPages(page) {
+  const shown = {};
+  for (const node of config.help) {
+    await page.evaluate((type) => {
+      const app = window.app;
+      app.graph.clear();
+      const node = window.LiteGraph.createNode(type);
+      app.graph.add(node);
+      app.canvas.selectNode(node);
+      app.canvas.setDirty(true, true);
+    }, node);
+    await page.waitForTimeout(400);
+    const button = page.locator('[data-testid="info-button"], button:has(.icon-\\[lucide--info\\])').first();
+    await button.click({ timeout: 10_000 });
+    await page.waitForTimeout(1200);
+    shown[node] = await page.evaluate(() => document.body.innerText);
+    if (node === config.help[0]) await page.screenshot({ path: path.join(config.shots, "help.png") });
+    await page.keyboard.press("Escape");
+  }
+  return shown;
+}
+
+async function browseTemplates(page) {
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.BrowseTemplates"));
+  await page.waitForTimeout(3000);
+  const entry = page.getByText("comfyui-turbowan", { exact: false }).first();
+  if (await entry.count()) await entry.click().catch(() => {});
+  await page.waitForTimeout(2000);
+  await page.screenshot({ path: path.join(config.shots, "templates.png") });
+  return page.evaluate(() => document.body.innerText);
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

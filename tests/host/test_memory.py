@@ -1,0 +1,67 @@
+"""Unloading, reloading, partial loading: the result does not depend on where the weights were."""
+
+from __future__ import annotations
+
+import pytest
+from host import models
+from host.client import ComfyClient
+from host.graphs import TinyGraph, finished
+
+NEAR = 0.05  # a streamed, LoRA-patched int8 layer runs dense
+
+
+@pytest.mark.parametrize("file", [models.T2V, models.T2V_QUANT])
+def test_unload_and_reload_give_the_same_latents(client: ComfyClient, file: str) -> None:
+    graph = TinyGraph()
+    probe = graph.probe(graph.t2v(graph.load(file), seed=41))
+    first = finished(client, graph).report(probe)["sha256"]
+    client.post("/free", {"unload_models": True, "free_memory": False})
+    other = TinyGraph()
+    finished_other = finished(client, _with_probe(other, file, seed=42))
+    assert finished_other.ok
+    client.free()
+    assert finished(client, graph).report(probe)["sha256"] == first
+
+
+def _with_probe(graph: TinyGraph, file: str, seed: int) -> TinyGraph:
+    graph.probe(graph.t2v(graph.load(file), seed=seed))
+    return graph
+
+
+@pytest.mark.parametrize("kind", ["partial"])
+@pytest.mark.parametrize("file", [models.T2V, models.T2V_QUANT])
+def test_streamed_weights_give_the_same_latents(client: ComfyClient, kind: str, file: str) -> None:
+    full, streamed = TinyGraph(), TinyGraph()
+    full_probe = full.probe(full.t2v(full.load(file)))
+    sampled = streamed.t2v(streamed.add("TestPatcher", model=streamed.load(file), kind=kind, budget=1))
+    probe, memory = streamed.probe(sampled), streamed.add("TestMemory", samples=sampled)[0]
+    client.free()
+    wanted = finished(client, full).report(full_probe)["sha256"]
+    client.free()
+    run = finished(client, streamed)
+    _assert_streamed(run.report(memory))
+    assert run.report(probe)["sha256"] == wanted
+
+
+@pytest.mark.parametrize("kind", ["partial"])
+def test_lora_on_streamed_int8_weights(client: ComfyClient, kind: str) -> None:
+    """Near the merged weights, for the LoRA moves the result by far more."""
+    graph = TinyGraph()
+    text, latent = graph.text(), graph.empty()
+    streamed = graph.add("TestPatcher", model=graph.load(models.T2V_DENSE_QUANT), kind=kind, budget=1)
+    patched = graph.add("LoraLoaderModelOnly", model=streamed, lora_name=models.LORA, strength_model=1.0)
+    result = graph.t2v(patched, text, latent)
+    memory = graph.add("TestMemory", samples=result)[0]
+    merged = graph.t2v(graph.load(models.T2V_LORA_MERGED), text, latent)
+    plain = graph.t2v(graph.load(models.T2V_DEQUANTIZED), text, latent)
+    near, moved = graph.compare(result, merged), graph.compare(plain, merged)
+    client.free()
+    run = finished(client, graph)
+    _assert_streamed(run.report(memory))
+    assert run.report(near)["relative"] < NEAR
+    assert run.report(moved)["relative"] > 2 * NEAR
+
+
+def _assert_streamed(memory: dict) -> None:
+    used = next(model for model in memory["models"] if model["patcher"] == "PartialPatcher")
+    assert used["loaded"] < used["size"] / 2, memory
