@@ -48,4 +48,5 @@ def _folder() -> Path:
 if __name__ == "__main__":
     make()
     if lacking():
-        sys.exit(f"make_browser: chromium, node and npm must be installed, {', '.join(lacking())} cannot be found; see `make browser`")
+        names = ", ".join(lacking())
+        sys.exit(f"make_browser: chromium, node and npm must be installed, {names} cannot be found; see `make browser`")
