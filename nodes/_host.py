@@ -1,0 +1,139 @@
+"""From a checkpoint to ComfyUI's MODEL.
+
+file → checkpoint.read → (quantize or dequantize) → network on the meta device → tensors assigned, not copied
+     → BaseModel → patcher of the running host (streaming where it has one)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ..turbo_core import attention, block_int8, checkpoint
+from ..turbo_core.checkpoint import Checkpoint
+from ..turbo_core.config import WanConfig
+from ..turbo_core.errors import CheckpointError, SettingsError
+from ..turbo_core.native_names import is_block_linear_weight
+from . import _layout
+from ._model import TurboWanBase, TurboWanSupported
+from ._operations import HostOperations
+from ._patcher import make_patcher
+from .choices import PRECISIONS
+
+log = logging.getLogger("turbowan")
+
+FOLDER = "diffusion_models"
+PUBLISHED_ROWS = 128  # tokens that share an activation scale in TurboDiffusion's own kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """The loader node's choices."""
+
+    attention: str = "auto"
+    topk: float = 0.1
+    precision: str = "auto"
+
+
+def model_path(name: str) -> Path:
+    """The full path of a file in models/diffusion_models; CheckpointError if it is not there."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(FOLDER))
+        raise CheckpointError(
+            f"TurboLoader: file must be in {folders}, got {name!r} which is not there; put it there and refresh (R)"
+        )
+    return Path(path)
+
+
+@torch.inference_mode()  # see _patcher
+def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Read a checkpoint and wrap it as MODEL; `disable_dynamic` is the host's, for its own reloads."""
+    _layout.register()
+    source = checkpoint.read(path)
+    device = comfy.model_management.get_torch_device()
+    chosen = attention.resolve(settings.attention, settings.topk, source.config, device)
+    tensors, config = _at_precision(source, settings.precision)
+    dtype, compute_dtype = _dtypes(tensors, device)
+    supported = TurboWanSupported(config)
+    supported.set_inference_dtype(dtype, compute_dtype)
+    supported.custom_operations = HostOperations
+    model = supported.get_model(tensors, device=torch.device("meta"))
+    network = model.diffusion_model
+    network.load(_converted(tensors, dtype))
+    network.attention = chosen
+    if settings.precision == "exact":
+        network.set_activation_rows(PUBLISHED_ROWS)
+    model.expert = source.expert
+    model.rounds_timestep = source.turbodiffusion
+    return _patcher(model, device, path, settings, disable_dynamic)
+
+
+def _patcher(
+    model: TurboWanBase, device: torch.device, path: Path, settings: LoadSettings, disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    offload_device = comfy.model_management.unet_offload_device()
+    model.device = offload_device
+    archive = getattr(comfy.model_management, "archive_model_dtypes", None)
+    if archive is not None:
+        archive(model.diffusion_model)  # what was noted on the meta device is not what the file holds
+    patcher = make_patcher(model, device, offload_device, streaming=not disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (path, settings))
+    return patcher
+
+
+def _at_precision(source: Checkpoint, precision: str) -> tuple[dict[str, Tensor], WanConfig]:
+    """The tensors as the chosen precision wants them: as the file has them, quantized or dequantized."""
+    if precision not in PRECISIONS:
+        raise SettingsError(f"precision: must be one of {', '.join(PRECISIONS)}, got {precision!r}; choose auto")
+    wanted = {"int8": True, "bf16": False}.get(precision, source.config.quantized)
+    if precision == "exact" and not source.config.quantized:
+        log.warning("TurboLoader: %s is not quantized, so that 'exact' changes nothing", source.path.name)
+    if wanted == source.config.quantized:
+        return source.tensors, source.config
+    config = dataclasses.replace(source.config, quantized=wanted)
+    if wanted:
+        return block_int8.quantize_tensors(source.tensors, _progress(source.path.name)), config
+    return block_int8.dequantize_tensors(source.tensors, torch.bfloat16), config
+
+
+def _progress(name: str) -> block_int8.Progress:
+    bar = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal bar
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if bar is None:
+            log.info("TurboLoader: quantizing %s to int8", name)
+            bar = comfy.utils.ProgressBar(total)
+        bar.update_absolute(done, total)
+
+    return report
+
+
+def _dtypes(tensors: dict[str, Tensor], device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+    """The dtype of the dense weights, and the one to compute in where that differs, as the host chooses them."""
+    allowed = TurboWanSupported.supported_inference_dtypes
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    found = tensors.get("blocks.0.self_attn.q.weight", tensors["blocks.0.self_attn.q.bias"]).dtype
+    dtype = comfy.model_management.unet_dtype(model_params=elements, supported_dtypes=list(allowed), weight_dtype=found)
+    if dtype not in allowed:
+        log.warning("TurboLoader: %s weights (a ComfyUI start option) do not fit TurboWan; using %s", dtype, allowed[0])
+        dtype = allowed[0]
+    return dtype, comfy.model_management.unet_manual_cast(dtype, device, list(allowed))
+
+
+def _converted(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Dense block matrices in `dtype`; everything else is small and keeps the file's precision."""
+    return {
+        name: tensor.to(dtype) if is_block_linear_weight(name, tensor) else tensor for name, tensor in tensors.items()
+    }

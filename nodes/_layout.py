@@ -1,0 +1,87 @@
+"""Block-int8 weights as a comfy-kitchen tensor type, so that ComfyUI streams, patches and saves them itself.
+
+The tensor's logical dtype and shape are the dense weight's; its data are int8 codes [N, K] and an fp32 scale
+[ceil(N/128), ceil(K/128)]. Where the host rounds stochastically (LoRA on a quantized weight):
+
+    code = clamp(floor(x · 128 / amax + u), -128, 127),   u ~ U[0, 1) from the seed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, get_layout_class, register_layout_class
+from comfy_kitchen.tensor.base import BaseLayoutParams
+from torch import Tensor
+
+from ..kernels.block_int8 import BLOCK, BlockInt8, quantize_weight
+
+LAYOUT = "TurboBlockInt8Layout"
+
+
+class TurboBlockInt8Layout(QuantizedLayout):
+    """128×128 blocks of int8 codes with one fp32 scale each."""
+
+    @dataclass(frozen=True)
+    class Params(BaseLayoutParams):
+        """scale, orig_dtype and orig_shape, as the base class has them."""
+
+    @classmethod
+    def quantize(
+        cls,
+        tensor: Tensor,
+        scale: Tensor | str | None = None,
+        stochastic_rounding: int | None = 0,
+        inplace_ops: bool = False,
+    ) -> tuple[Tensor, Params]:
+        """Codes and parameters; the scale always follows the tensor, whatever `scale` says."""
+        quantized = quantize_weight(tensor)
+        codes = quantized.codes
+        if stochastic_rounding:
+            codes = _round_stochastically(tensor, quantized.scale, stochastic_rounding)
+        params = cls.Params(scale=quantized.scale, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape))
+        return codes, params
+
+    @classmethod
+    def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
+        return BlockInt8(qdata, params.scale).dequantize(params.orig_dtype)
+
+    @classmethod
+    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
+        return qtensor._qdata, qtensor._params.scale
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
+        return {"": qdata, "_scale": params.scale}
+
+
+def register() -> None:
+    """Make the layout known to comfy-kitchen; the first copy of the pack in a process wins."""
+    try:
+        get_layout_class(LAYOUT)
+    except KeyError:
+        register_layout_class(LAYOUT, TurboBlockInt8Layout)
+
+
+def wrap(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> QuantizedTensor:
+    """The host's tensor for given codes and scale, with the logical dtype `dtype`."""
+    params = get_layout_class(LAYOUT).Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(codes.shape))
+    return QuantizedTensor(codes, LAYOUT, params)
+
+
+def unwrap(tensor: QuantizedTensor) -> BlockInt8:
+    """The core's value for a tensor of this layout."""
+    return BlockInt8(tensor._qdata, tensor._params.scale)
+
+
+def _round_stochastically(tensor: Tensor, scale: Tensor, seed: int) -> Tensor:
+    """Codes of [N, K] `tensor` under [⌈N/128⌉, ⌈K/128⌉] scales, 128 rows at a time."""
+    generator = torch.Generator(device=tensor.device).manual_seed(seed)
+    codes = torch.empty(tensor.shape, dtype=torch.int8, device=tensor.device)
+    for block, start in enumerate(range(0, tensor.shape[0], BLOCK)):
+        rows = tensor[start : start + BLOCK].to(torch.float32)
+        columns = scale[block].repeat_interleave(BLOCK)[: rows.shape[1]]
+        dither = torch.rand(rows.shape, generator=generator, device=rows.device)
+        codes[start : start + BLOCK] = (rows / columns + dither).floor_().clamp_(-128, 127).to(torch.int8)
+    return codes
