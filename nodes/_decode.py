@@ -50,9 +50,8 @@ def _refusal(vae: VAE, latent: Tensor) -> str | None:
 
 def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
     vae.throw_exception_if_invalid()
-    plan = wan_vae.from_tensors(vae.first_stage_model.state_dict(), dtype=vae.vae_dtype).plan_decode(
-        tuple(latent.shape[2:]), chunk=None, budget=None
-    )
+    shapes = wan_vae.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
+    plan = shapes.plan_decode(tuple(latent.shape[2:]), chunk=None, budget=None)
     needed = plan.working_bytes + comfy.model_management.module_size(vae.first_stage_model)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
     # Weights that the host has put on the device are shared; what it streams is copied for the length of the call.

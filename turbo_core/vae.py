@@ -237,7 +237,7 @@ def from_tensors(
 
     ``device`` and ``dtype`` convert what lies elsewhere or in another type; only those tensors are copied.
     """
-    vae = _empty(tensors)
+    vae = shaped_like(tensors)
     _check_names(vae.state_dict(), tensors)
     converted = {
         name: tensor.detach().to(device=device, dtype=dtype, copy=not assign) for name, tensor in tensors.items()
@@ -247,8 +247,8 @@ def from_tensors(
     return vae.requires_grad_(False).eval()
 
 
-def _empty(tensors: Mapping[str, Tensor]) -> WanVAE:
-    """The modules on the meta device, with the widths that the tensors have."""
+def shaped_like(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> WanVAE:
+    """A VAE without data, on the meta device, with the widths that the tensors have: enough to plan with."""
     if "decoder.upsamples.0.upsamples.0.residual.2.weight" in tensors:
         raise UnsupportedModelError(
             "VAE: must be the Wan 2.1 VAE (16 channels), got the Wan 2.2 one; use wan_2.1_vae.safetensors, "
@@ -266,7 +266,7 @@ def _empty(tensors: Mapping[str, Tensor]) -> WanVAE:
             f"{error}; use wan_2.1_vae.safetensors"
         ) from error
     with torch.device("meta"):
-        return WanVAE(config)
+        return WanVAE(config).to(dtype)
 
 
 def _check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -298,8 +298,8 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             f"VAE: weights must be bf16, fp16 or fp32, got {', '.join(sorted(map(str, types)))}; "
             f"use an unquantized wan_2.1_vae.safetensors"
         )
-    vectors = [t.flatten().float() for name, t in tensors.items() if name.endswith((".bias", ".gamma"))]
-    if not torch.cat(vectors).isfinite().all():
+    vectors = (tensor for name, tensor in tensors.items() if name.endswith((".bias", ".gamma")))
+    if not all(bool(vector.isfinite().all()) for vector in vectors):  # each where it lies: a host may spread them
         raise CheckpointError("VAE: norms and biases must be finite, got NaN or infinity; download the file again")
 
 

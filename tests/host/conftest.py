@@ -1,7 +1,8 @@
 """Fixtures of the host tests: one ComfyUI process per version and session.
 
 ``TURBOWAN_HOSTS`` (comma-separated checkouts) chooses the versions; otherwise it is the one at ``COMFYUI_DIR`` or
-``~/comfy/ComfyUI``. Without a checkout or its environment the tests skip and the summary says how many.
+``~/comfy/ComfyUI``. ``TURBOWAN_HOST_PYTHON`` names an interpreter that can run it, instead of the environment that
+``make_venv`` makes. Without a checkout or an interpreter the tests skip and the summary says how many.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ def checkout(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def host_python(checkout: Path) -> Path:
+    given = os.environ.get("TURBOWAN_HOST_PYTHON")
+    if given:
+        return Path(given)
     python = make_venv.venv_python(make_venv.comfyui_dir() or checkout)
     if python is None:
         pytest.skip("no environment for ComfyUI: run `python tests/host/make_venv.py`")

@@ -1,4 +1,4 @@
-"""A real ComfyUI for tests: headless, on the CPU, on a free loopback port, in a folder of its own."""
+"""A real ComfyUI for tests: headless, on a free loopback port, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ class ComfyProcess:
     """``checkout`` run by ``python`` with base directory ``base``; use as a context manager.
 
     ``packs`` maps names in ``custom_nodes`` to the folders they link to: by default this pack and the test nodes.
+    ``device`` is "cpu" or "cuda".
     """
 
     def __init__(
-        self, checkout: Path, python: Path, base: Path, *, flags: tuple[str, ...] = (), packs: dict | None = None
+        self,
+        checkout: Path,
+        python: Path,
+        base: Path,
+        *,
+        flags: tuple[str, ...] = (),
+        packs: dict | None = None,
+        device: str = "cpu",
     ) -> None:
         self.checkout, self.python, self.base = checkout, python, base
-        self.flags = flags
+        self.flags = (*(("--cpu",) if device == "cpu" else ()), *flags)
         self.packs = default_packs() if packs is None else packs
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -70,7 +78,7 @@ class ComfyProcess:
                 link.symlink_to(target, target_is_directory=True)
         self.port = free_port()
         command = [
-            str(self.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
+            str(self.python), "main.py", "--listen", "127.0.0.1", "--port", str(self.port),
             "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
             "--base-directory", str(self.base), *self.flags,
         ]  # fmt: skip

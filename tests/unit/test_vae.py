@@ -252,3 +252,23 @@ def test_integers_and_bad_chunks_are_refused(model) -> None:
         model.encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.uint8))
     with pytest.raises(SettingsError, match="chunk must be at least 1"):
         model.decode(latents(2), chunk=0)
+
+
+def test_weights_that_a_host_moved_outside_inference_mode_are_taken() -> None:
+    """Their data are normal tensors behind inference Parameters, of which torch allows no view."""
+    tensors = tiny.tiny_vae_tensors()
+    with torch.inference_mode():
+        moved = {name: torch.nn.Parameter(tensor.clone(), requires_grad=False) for name, tensor in tensors.items()}
+    for parameter in moved.values():
+        parameter.data = parameter.data.clone()
+    with torch.inference_mode():
+        assert vae.shaped_like(moved).config.width == vae.from_tensors(tensors).config.width
+        vae._check_values(moved)
+
+
+def test_the_shape_of_a_vae_is_enough_to_plan_with() -> None:
+    tensors = tiny.tiny_vae_tensors()
+    shape, whole = vae.shaped_like(tensors, torch.bfloat16), vae.from_tensors(tensors, dtype=torch.bfloat16)
+    size = {"size": (5, 12, 20), "chunk": None, "budget": None}
+    assert shape.plan_decode(**size) == whole.plan_decode(**size)
+    assert shape.device.type == "meta"

@@ -1,0 +1,307 @@
+"""The shipped T2V workflow at released size through a real headless ComfyUI: time and memory of every stage.
+
+    python -m turbowan.benchmarks.host_run --comfy DIR [--model 1.3b] [--size 832x480x81] [--steps 4]
+    python -m turbowan.benchmarks.host_run --comfy DIR --dry-run          (no GPU, a tiny model, a tiny clip)
+
+Writes a random quantized checkpoint in the released layout and a random Wan 2.1 VAE, starts ComfyUI, queues
+`workflows/api/TurboWan_T2V.json` with other file names and a random conditioning for the text encoder pair, and
+checks the MP4 that comes back. Three prompts that differ by seed: cold (load and JIT), warm, and reloaded (weights
+back from host memory after the host was told to unload). A step's time ends when the GPU has finished it
+(`host_observer`). The clip is noise: encoding it takes longer than encoding a real video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from turbowan.benchmarks import synthetic
+from turbowan.turbo_core.config import WanConfig
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPO / "tests"))
+
+import tiny  # noqa: E402
+from host import video  # noqa: E402
+from host.client import ComfyClient, Run  # noqa: E402
+from host.server import ComfyProcess, default_packs, free_port  # noqa: E402
+from host.workflow import Prompt, nodes_of, shrink_workflow  # noqa: E402
+
+WORKFLOW = REPO / "workflows" / "api" / "TurboWan_T2V.json"
+SAMPLER, LOADER = "TurboT2VSampler", "TurboLoader"
+TINY = WanConfig(dim=256, ffn_dim=384, num_heads=2, num_layers=2, has_proj_l=True)
+MODELS = {"tiny": TINY} | {name: synthetic.MODELS[name] for name in ("1.3b", "14b")}
+VAE_WIDTHS = {"tiny": 8, "1.3b": 96, "14b": 96}
+CHECKPOINT, VAE = "random-quant.pth", "random_wan_vae.safetensors"
+PROMPT_TIMEOUT = 900
+GIB = 2**30
+SHOWN = GIB // 10  # nodes whose peak of GPU memory is smaller are left out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is run: `size` is width, height, frames."""
+
+    comfy: Path
+    python: Path
+    model: str
+    size: tuple[int, int, int]
+    steps: int
+    cpu: bool
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One prompt: seconds by stage, GPU peaks by node, host memory of the ComfyUI process; bytes."""
+
+    seconds: dict[str, float]
+    allocated: dict[str, int]
+    reserved: dict[str, int]
+    gpu_used: int
+    host: dict[str, int]
+
+
+class Host(ComfyProcess):
+    """ComfyUI on its default device, with the caller's environment."""
+
+    def __init__(self, plan: Plan, base: Path) -> None:
+        packs = default_packs() | {"host-observer": REPO / "benchmarks" / "host_observer"}
+        super().__init__(plan.comfy, plan.python, base, packs=packs)
+        (base / "frontend").mkdir(parents=True)
+        device = ("--cpu",) if plan.cpu else ()
+        self.flags = (*device, "--front-end-root", str(base / "frontend"), *plan.flags)
+
+    def start(self) -> None:
+        (self.base / "custom_nodes").mkdir()
+        for name, target in self.packs.items():
+            (self.base / "custom_nodes" / name).symlink_to(target, target_is_directory=True)
+        self.port = free_port()
+        command = [
+            str(self.python), "main.py", "--port", str(self.port), "--disable-auto-launch", "--disable-api-nodes",
+            "--database-url", "sqlite:///:memory:", "--base-directory", str(self.base), *self.flags,
+        ]  # fmt: skip
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=self.checkout, stdout=log, stderr=subprocess.STDOUT)
+        self._wait_until_ready()
+
+    def memory(self) -> dict[str, int]:
+        """Peak and present resident memory; the latter's anonymous part is not backed by files."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        found = dict(re.findall(r"^(VmHWM|VmRSS|RssAnon):\s+(\d+) kB", status, re.MULTILINE))
+        return {name: int(value) * 1024 for name, value in found.items()}
+
+
+def released_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Native names to those of released files: a 2-D patch embedding, `proj_l` two modules deeper."""
+    released = {
+        name.replace(".self_attn.proj_l.", f".self_attn.{tiny.PROJ_L}"): tensor.cpu()
+        for name, tensor in tensors.items()
+    }
+    released["patch_embedding.weight"] = released["patch_embedding.weight"].flatten(1).contiguous()
+    return released
+
+
+def write_models(plan: Plan, models: Path) -> None:
+    device = torch.device("cpu" if plan.cpu else "cuda")
+    quantized = synthetic.tensors(MODELS[plan.model], device, quantized=True)
+    tiny.save_pth(models / "diffusion_models" / CHECKPOINT, released_layout(quantized))
+    (models / "vae").mkdir()
+    save_file(tiny.tiny_vae_tensors(VAE_WIDTHS[plan.model], dtype=torch.bfloat16), models / "vae" / VAE)
+    del quantized
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def workflow(plan: Plan, seed: int) -> Prompt:
+    """The shipped graph with our files, a random conditioning and this seed; size and steps only where they differ."""
+    shipped = json.loads(WORKFLOW.read_text())
+    (loader,), (sampler,), (vae,) = (nodes_of(shipped, name) for name in (LOADER, SAMPLER, "VAELoader"))
+    files = {shipped[loader]["inputs"]["file"]: CHECKPOINT, shipped[vae]["inputs"]["vae_name"]: VAE}
+    sizes = dict(zip(("width", "height", "length"), plan.size, strict=True))
+    prompt = shrink_workflow(shipped, files=files, sizes=sizes)
+    prompt[sampler]["inputs"] |= {"seed": seed, "steps": plan.steps}
+    return prompt
+
+
+@contextmanager
+def gpu_memory_in_use() -> Iterator[list[int]]:
+    """A list that holds, at the end, the largest use of the first GPU by all processes as nvidia-smi reports it."""
+    peak = [0]
+    if shutil.which("nvidia-smi") is None:
+        yield peak
+        return
+    command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "200"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def read() -> None:
+        for line in process.stdout:
+            peak[0] = max(peak[0], int(line) * 2**20)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield peak
+    finally:
+        process.terminate()
+        process.wait()
+        reader.join()
+
+
+def timed_run(client: ComfyClient, prompt: Prompt) -> tuple[Run, dict[str, float]]:
+    """The run, and the seconds of each node that it came to; the sampler's by step."""
+    marks: list[tuple[float, dict[str, Any]]] = []
+    run = client.run(prompt, timeout=PROMPT_TIMEOUT, on_event=lambda event: marks.append((time.perf_counter(), event)))
+    return run, stage_seconds(marks, prompt)
+
+
+def stage_seconds(marks: list[tuple[float, dict[str, Any]]], prompt: Prompt) -> dict[str, float]:
+    begin = next(at for at, event in marks if event["type"] == "execution_start")
+    end = marks[-1][0]
+    starts = [(at, event["data"]["node"]) for at, event in marks if event["type"] == "executing"]
+    starts = [(at, node) for at, node in starts if node is not None]
+    seconds: dict[str, float] = {}
+    for (at, node), (until, _) in zip(starts, [*starts[1:], (end, None)], strict=True):
+        name = prompt[node]["class_type"]
+        if name != SAMPLER:
+            seconds[name] = until - at
+            continue
+        reports = (event["data"] | {"at": mark} for mark, event in marks if event["type"] == "progress")
+        for report in reports:
+            if report["node"] == node:
+                seconds[f"{name} step {report['value']}"] = report["at"] - at
+                at = report["at"]
+        seconds[f"{name} end"] = until - at
+    return seconds | {"total": end - begin}
+
+
+def check_video(client: ComfyClient, run: Run, prompt: Prompt, plan: Plan) -> bytes:
+    """The MP4; SystemExit unless there is one with the size, length and rate that were asked for, and a picture."""
+    if not run.ok:
+        raise SystemExit(f"the prompt must succeed: {run.ending} {run.error}")
+    saved = run.outputs[nodes_of(prompt, "SaveVideo")[0]]["images"][0]
+    data = client.view(saved["filename"], saved["subfolder"])
+    width, height, frames = plan.size
+    expected = video.Video(width=width, height=height, frames=frames, fps=16.0)
+    found = video.decode(data)
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        first = torch.from_numpy(next(container.decode(stream)).to_ndarray(format="rgb24")).float()
+        codec = stream.codec_context.name
+    print(f"{saved['filename']}: {len(data) / 2**20:.1f} MiB, {codec}, {found}", flush=True)
+    if not saved["filename"].endswith(".mp4") or found != expected or first.std() < 1:
+        raise SystemExit(f"the video must be {expected} and show something")
+    return data
+
+
+def measure(host: Host, client: ComfyClient, prompt: Prompt) -> tuple[Figures, Run]:
+    with gpu_memory_in_use() as used:
+        run, seconds = timed_run(client, prompt)
+    peaks = [(prompt[item["node"]]["class_type"], item) for item in client.get("/turbowan_bench/memory")]
+    peaks = [(name, item) for name, item in peaks if item["allocated"] > SHOWN]
+    figures = Figures(
+        seconds=seconds,
+        allocated={name: item["allocated"] for name, item in peaks},
+        reserved={name: item["reserved"] for name, item in peaks},
+        gpu_used=used[0],
+        host=host.memory(),
+    )
+    return figures, run
+
+
+def print_table(runs: dict[str, Figures]) -> None:
+    print(f"\n{'':36s}" + "".join(f"{name:>12s}" for name in runs))
+    _print_rows("s", [figures.seconds for figures in runs.values()], 1)
+    _print_rows("GiB allocated", [figures.allocated for figures in runs.values()], GIB)
+    _print_rows("GiB reserved", [figures.reserved for figures in runs.values()], GIB)
+    _print_rows("GiB", [{"GPU in use (nvidia-smi)": figures.gpu_used} | figures.host for figures in runs.values()], GIB)
+
+
+def _print_rows(unit: str, columns: list[dict[str, float]], scale: int) -> None:
+    for name in dict.fromkeys(name for column in columns for name in column):
+        values = (f"{column[name] / scale:12.3f}" if name in column else f"{'–':>12s}" for column in columns)
+        print(f"{name + ', ' + unit:36s}" + "".join(values))
+
+
+def run_all(plan: Plan, base: Path) -> Iterator[bytes]:
+    """The MP4 of each prompt; the table is printed at the end, also after a failure."""
+    started = time.perf_counter()
+    write_models(plan, base / "models")
+    size = (base / "models" / "diffusion_models" / CHECKPOINT).stat().st_size
+    written = time.perf_counter()
+    print(f"checkpoint {size / GIB:.2f} GiB and VAE written in {written - started:.1f} s", flush=True)
+    runs: dict[str, Figures] = {}
+    with Host(plan, base) as host:
+        print(f"ComfyUI answers after {time.perf_counter() - written:.1f} s", flush=True)
+        client = ComfyClient(host.url)
+        try:
+            for seed, name in enumerate(("cold", "warm", "reloaded")):
+                if name == "reloaded":
+                    client.post("/free", {"unload_models": True, "free_memory": False})
+                prompt = workflow(plan, seed)
+                runs[name], run = measure(host, client, prompt)
+                yield check_video(client, run, prompt, plan)
+        finally:
+            print_table(runs)
+
+
+def parse() -> tuple[Plan, Path | None]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfy", type=Path, required=True, help="a ComfyUI checkout")
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the interpreter that runs it")
+    parser.add_argument("--model", choices=MODELS, default="1.3b")
+    parser.add_argument("--size", default="832x480x81", help="width x height x frames")
+    parser.add_argument("--steps", type=int, choices=range(1, 5), default=4)
+    parser.add_argument("--keep", type=Path, help="a folder for the host's log and the last MP4")
+    parser.add_argument("--flag", action="append", default=[], help="a start option of ComfyUI, as --flag=--lowvram")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, with the tiny model at 160x96x9")
+    arguments = parser.parse_args()
+    width, height, frames = (int(part) for part in arguments.size.split("x"))
+    plan = Plan(
+        comfy=arguments.comfy.resolve(), python=arguments.python, model=arguments.model, size=(width, height, frames),
+        steps=arguments.steps, cpu=False, flags=tuple(arguments.flag),
+    )  # fmt: skip
+    if arguments.dry_run:
+        plan = dataclasses.replace(plan, model="tiny", size=(160, 96, 9), cpu=True)
+    return plan, arguments.keep
+
+
+def main() -> None:
+    plan, keep = parse()
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+    device = "CPU" if plan.cpu else torch.cuda.get_device_name()
+    print(f"{device}, torch {torch.__version__}, {plan.model}, {plan.size}, {plan.steps} steps", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        try:
+            for data in run_all(plan, base):
+                if keep is not None:
+                    (keep / "host_run.mp4").write_bytes(data)
+        finally:
+            log = base / "comfyui.log"
+            if keep is not None and log.exists():
+                shutil.copy(log, keep)
+
+
+if __name__ == "__main__":
+    main()
