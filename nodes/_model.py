@@ -15,11 +15,14 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
+from ..turbo_core.checkpoint import TURBODIFFUSION
 from ..turbo_core.config import T2V_CHANNELS, WanConfig
-from ..turbo_core.errors import ConditioningError, LatentError
+from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError
 from ..turbo_core.layers import TorchOperations
 from ..turbo_core.model import TurboWan
 from ._hooks import ComfyHooks, Options, rope_options
+
+SAVED_PREFIX = "model.diffusion_model."  # what the host puts before the names of a saved network
 
 
 class HostedTurboWan(TurboWan):
@@ -80,6 +83,12 @@ class HostedTurboWan(TurboWan):
         out = TurboWan.forward(
             self, x, timestep.flatten(), context, hooks=ComfyHooks(options), rope=rope_options(options)
         )
+        if not torch.isfinite(out).all():  # here and not in our samplers alone: any sampler may drive this model
+            raise NonFiniteError(
+                f"{self.config.name}: the network must give finite values, got NaN or infinity at timestep "
+                f"{timestep.flatten()[0].item():g}; try attention 'dense' or precision 'bf16', and check LoRA "
+                "strengths and the model file"
+            )
         return out[:, :, :frames, :height, :width]
 
 
@@ -106,6 +115,12 @@ class TurboWanBase(comfy.model_base.WAN21):
 
     def process_timestep(self, timestep: Tensor, **conditions: Any) -> Tensor:
         return timestep.to(torch.bfloat16).to(timestep.dtype) if self.rounds_timestep else timestep
+
+    def state_dict_for_saving(self, *tensors: Any, **named_tensors: Any) -> dict[str, Any]:
+        """The host's file with a mark that native names cannot carry; its arguments differ by version."""
+        saved = super().state_dict_for_saving(*tensors, **named_tensors)
+        saved[SAVED_PREFIX + TURBODIFFUSION] = torch.tensor([self.rounds_timestep], dtype=torch.uint8)
+        return saved
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
         self._check_latent(latent)  # the host scales a latent before it asks for conditions

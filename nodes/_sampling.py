@@ -184,9 +184,10 @@ def require_family(model: ModelPatcher, family: Family, where: str, remedy: str)
             f"{where}: the model must be Wan 2.1 or 2.2, got {type(base).__name__}; load one with TurboLoader"
         )
     channels = base.diffusion_model.patch_embedding.weight.shape[1]
-    found = _FAMILY_OF_CHANNELS.get(channels, f"{channels} input channels")
+    found = _FAMILY_OF_CHANNELS.get(channels)
     if found != family:
-        raise SettingsError(f"{where}: the model must be {family.upper()}, got {found.upper()}; {remedy}")
+        got = found.upper() if found else f"a Wan model with {channels} input channels"
+        raise SettingsError(f"{where}: the model must be {family.upper()}, got {got}; {remedy}")
 
 
 def warn_if_swapped(high: ModelPatcher, low: ModelPatcher, where: str) -> None:

@@ -48,7 +48,8 @@ class TurboLoader(io.ComfyNode):
                     options=PRECISIONS,
                     default="auto",
                     tooltip="auto: as the file has it. int8: quantize an unquantized file (halves its memory). "
-                    "bf16: dense weights from a quantized file. exact: int8 with TurboDiffusion's own rounding.",
+                    "bf16: dense weights from a quantized file. exact: TurboDiffusion's own arithmetic, for quantized "
+                    "files.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="A MODEL for TurboWan's and ComfyUI's own samplers and LoRA loaders.")],

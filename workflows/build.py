@@ -118,8 +118,8 @@ def image_to_video() -> Graph:
             (-420, 0, 380, 460),
             "TurboWan: image to video in 4 steps",
             [("models/diffusion_models", high, link), ("models/diffusion_models", low, link)],
-            "The video takes the image's shape at the area of the chosen resolution; 480p is four times faster than "
-            "720p. The two experts take turns on the GPU. Length is 4n+1 frames at 16 fps.",
+            "The video takes the image's shape at the area of the chosen resolution; 480p is faster than 720p. "
+            "The two experts take turns on the GPU. Length is 4n+1 frames at 16 fps.",
         ),
         "high": Node("TurboLoader", (0, 0, 420, 150), loader(high), title="High-noise expert"),
         "low": Node("TurboLoader", (0, 200, 420, 150), loader(low), title="Low-noise expert"),

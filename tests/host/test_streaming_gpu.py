@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 BIG = "big-quant.pth"  # 1 GB: 20 blocks of the 1.3B model's shape
 LORA = "big-lora.safetensors"
 SIZE = {"width": 416, "height": 240, "length": 33}
-LEFT_FREE = 1.2  # GiB for ComfyUI: activations and about half of the weights
+LEFT_FREE = 0.7  # GiB for ComfyUI: activations and a part of the weights
 
 HOG = """
 import sys, torch
@@ -69,12 +69,13 @@ def test_a_crowded_gpu_changes_the_place_of_weights_not_the_result(
         model = graph.load(BIG)
         sampled = graph.t2v(model, latent=graph.empty(**SIZE))
         probe, memory = graph.probe(sampled), graph.add("TestMemory", samples=sampled)[0]
+        finished(client, graph)  # a process's first call of the host's own attention takes another torch backend
+        client.free()
         roomy = finished(client, graph)
         client.free()
         with crowded_gpu(LEFT_FREE):
             crowded = finished(client, graph)
         assert host.alive()
-        print(flags, "roomy", roomy.report(memory), "crowded", crowded.report(memory))
         assert crowded.report(probe)["sha256"] == roomy.report(probe)["sha256"]
         used = crowded.report(memory)["models"][0]
         assert used["loaded"] < 0.9 * used["size"], used
