@@ -77,6 +77,11 @@ class QuantizedActivations:
     codes: Tensor
     scale: Tensor
 
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """[M, K] `dtype`."""
+        per_column = self.scale.T.repeat_interleave(BLOCK, dim=1)[:, : self.codes.shape[1]]
+        return (self.codes.to(torch.float32) * per_column).to(dtype)
+
 
 def quantize_weight(w: Tensor) -> BlockInt8:
     """Quantize a dense [N, K] weight to 128×128 blocks (any float dtype; arithmetic in fp32)."""
@@ -132,6 +137,17 @@ def linear(a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, *, gelu: 
 
         return linear_triton(a, w, bias, gelu, like.dtype)
     return linear_ref(a, w, bias, gelu, like.dtype)
+
+
+def linear_quantized(
+    a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, *, gelu: bool, like: Tensor
+) -> QuantizedActivations:
+    """`linear`, its output quantized per row and 128 columns for a layer that follows; never written unquantized."""
+    if LINEAR.accepts(like):
+        from .block_int8_triton import linear_quantized_triton
+
+        return linear_quantized_triton(a, w, bias, gelu)
+    return quantize_activations_ref(linear_ref(a, w, bias, gelu, torch.float32))
 
 
 def _to_blocks(w: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .block_int8 import BLOCK, QuantizedActivations, quantize_activations_ref
 from .dispatch import Kernel
 
 NORM = Kernel(name="norms and residuals", last_dim_multiple=16)
+NORM_QUANTIZED = Kernel(name="norm with int8 output", last_dim_multiple=BLOCK)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,15 @@ def layer_norm(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> Ten
 
         return layer_norm_triton(x, multiplier, offset, eps)
     return layer_norm_ref(x, multiplier, offset, eps)
+
+
+def layer_norm_quantized(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> QuantizedActivations:
+    """`layer_norm` quantized per row and 128 columns, never written unquantized."""
+    if NORM_QUANTIZED.accepts(x):
+        from .norm_triton import layer_norm_quantized_triton
+
+        return layer_norm_quantized_triton(x, multiplier, offset, eps)
+    return quantize_activations_ref(layer_norm_ref(x.to(torch.float32), multiplier, offset, eps))
 
 
 def rms_norm_rope(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None = None) -> Tensor:

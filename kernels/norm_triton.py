@@ -7,23 +7,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .block_int8 import AMAX_FLOOR, QuantizedActivations
+from .block_int8 import BLOCK as QUANT_BLOCK
+from .block_int8_triton import encode_rows
 from .norm import Rotation
 
 RESIDUAL_ROWS = 16
 RESIDUAL_COLUMNS = 256
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(do_not_specialize=["length", "row_count"])
 def _layer_norm_kernel(
     x_ptr,  # [B·L, C]
     multiplier_ptr,  # fp32 [B or 1, C]
     offset_ptr,  # fp32 [B or 1, C]
-    y_ptr,  # [B·L, C]
+    y_ptr,  # [B·L, C], int8 codes where QUANTIZE
+    y_scale_ptr,  # fp32 [C/128, B·L] where QUANTIZE
     length,
+    row_count,
     C,
     sample_stride,
     eps,
-    BLOCK: tl.constexpr,
+    AMAX_MIN: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    GROUPS: tl.constexpr,  # padded C / 128
+    BLOCK: tl.constexpr,  # padded C
 ):
     row = tl.program_id(0).to(tl.int64)
     sample = row // length
@@ -36,7 +44,15 @@ def _layer_norm_kernel(
     multiplier = tl.load(multiplier_ptr + sample * sample_stride + columns, mask=inside, other=0.0)
     offset = tl.load(offset_ptr + sample * sample_stride + columns, mask=inside, other=0.0)
     y = centred * tl.rsqrt(variance + eps) * multiplier + offset
-    tl.store(y_ptr + row * C + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
+    if QUANTIZE:
+        y = tl.reshape(y, (GROUPS, BLOCK // GROUPS))
+        amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
+        group = tl.arange(0, GROUPS)
+        scale_ptrs = y_scale_ptr + group.to(tl.int64) * row_count + row
+        tl.store(scale_ptrs, amax * (1.0 / 128.0), mask=group * (BLOCK // GROUPS) < C)
+        tl.store(y_ptr + row * C + columns, tl.reshape(encode_rows(y, amax), (BLOCK,)), mask=inside)
+    else:
+        tl.store(y_ptr + row * C + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -55,23 +71,18 @@ def _rms_norm_rope_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     token = row % length
-    pair = tl.arange(0, PAIRS)
-    inside = 2 * pair < C
-    even = row * C + 2 * pair
-    a = tl.load(x_ptr + even, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + even + 1, mask=inside, other=0.0).to(tl.float32)
-    norm = tl.rsqrt(tl.sum(a * a + b * b, axis=0) / C + eps)
-    a = a * norm * tl.load(weight_ptr + 2 * pair, mask=inside, other=0.0)
-    b = b * norm * tl.load(weight_ptr + 2 * pair + 1, mask=inside, other=0.0)
+    columns = tl.arange(0, 2 * PAIRS)
+    inside = columns < C
+    x = tl.load(x_ptr + row * C + columns, mask=inside, other=0.0).to(tl.float32)
+    norm = tl.rsqrt(tl.sum(x * x, axis=0) / C + eps)
+    y = x * norm * tl.load(weight_ptr + columns, mask=inside, other=0.0)
     if ROPE:
-        angle = token * HALF + pair % HALF
-        cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
-        sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
-        rotated_a = a * cos - b * sin
-        b = a * sin + b * cos
-        a = rotated_a
-    tl.store(y_ptr + even, a.to(y_ptr.dtype.element_ty), mask=inside)
-    tl.store(y_ptr + even + 1, b.to(y_ptr.dtype.element_ty), mask=inside)
+        a, b = tl.split(tl.reshape(y, (PAIRS, 2)))
+        angle = token * HALF + tl.arange(0, PAIRS) % HALF
+        cos = tl.load(cos_ptr + angle)
+        sin = tl.load(sin_ptr + angle)
+        y = tl.interleave(a * cos - b * sin, a * sin + b * cos)
+    tl.store(y_ptr + row * C + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["length", "row_count"])
@@ -105,16 +116,45 @@ def _per_sample(vector: Tensor) -> tuple[Tensor, int]:
 
 def layer_norm_triton(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> Tensor:
     """`norm.layer_norm_ref` as a kernel."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _launch_layer_norm(x, multiplier, offset, eps, y, None)
+    return y
+
+
+def layer_norm_quantized_triton(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> QuantizedActivations:
+    """The same kernel writing int8 codes and a scale per row and 128 columns."""
+    rows, width = x.shape[0] * x.shape[1], x.shape[2]
+    codes = torch.empty(rows, width, dtype=torch.int8, device=x.device)
+    scale = torch.empty(width // QUANT_BLOCK, rows, dtype=torch.float32, device=x.device)
+    _launch_layer_norm(x, multiplier, offset, eps, codes, scale)
+    return QuantizedActivations(codes, scale)
+
+
+def _launch_layer_norm(
+    x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, y: Tensor, y_scale: Tensor | None
+) -> None:
     x = x.contiguous()
     batch, length, width = x.shape
     multiplier, stride = _per_sample(multiplier)
     offset, _ = _per_sample(offset)
-    y = torch.empty_like(x)
     block = triton.next_power_of_2(width)
     _layer_norm_kernel[(batch * length,)](
-        x, multiplier, offset, y, length, width, stride, eps, BLOCK=block, num_warps=4 if block <= 2048 else 8
+        x,
+        multiplier,
+        offset,
+        y,
+        y_scale if y_scale is not None else y,
+        length,
+        batch * length,
+        width,
+        stride,
+        eps,
+        AMAX_MIN=AMAX_FLOOR,
+        QUANTIZE=y_scale is not None,
+        GROUPS=max(1, block // QUANT_BLOCK),
+        BLOCK=block,
+        num_warps=2 if block <= 2048 else 8,
     )
-    return y
 
 
 def rms_norm_rope_triton(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None) -> Tensor:
@@ -135,7 +175,7 @@ def rms_norm_rope_triton(x: Tensor, weight: Tensor, eps: float, rotation: Rotati
         ROPE=rotation is not None,
         HALF=rotation.cos.shape[-1] if rotation else 1,
         PAIRS=block // 2,
-        num_warps=4 if block <= 2048 else 8,
+        num_warps=2 if block <= 2048 else 8,
     )
     return y
 

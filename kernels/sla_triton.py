@@ -17,8 +17,9 @@ from torch import Tensor
 from .sage import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .sla import BLOCK_K, BLOCK_Q, LinearBranch
 
-# Keys that one program of the feature sums walks through: long enough to amortise its [D, D] store.
-FEATURE_CHUNK = 2048
+# Keys that one program of the feature sums walks through: enough programs for every multiprocessor, few enough [D, D]
+# stores. 0.156 ms at 32,760 keys and 12 heads on an H200; 0.247 ms with 2,048 keys in blocks of 64.
+FEATURE_CHUNK, FEATURE_BLOCK = 512, 128
 ROUND_MAGIC = tl.constexpr(12582912.0)
 
 
@@ -263,9 +264,9 @@ def feature_sums_triton(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         *k.stride()[:3],
         *v.stride()[:3],
         CHUNK=FEATURE_CHUNK,
-        BLOCK=64,
+        BLOCK=FEATURE_BLOCK,
         D=dim,
-        num_warps=8,
+        num_warps=4,
         num_stages=2,
     )
     return kv.sum(dim=2) / length, k_sum.sum(dim=2) / length

@@ -67,6 +67,10 @@ class _Linear(_Hosted, layers.Linear):
         """The scale under the name that `state_dict` gives it; the host looks tensors up by those names."""
         return self.weight._params.scale if isinstance(self.weight, QuantizedTensor) else None
 
+    @property
+    def is_quantized(self) -> bool:
+        return isinstance(self.weight, QuantizedTensor)
+
     def convert_weight(self, weight: Tensor, inplace: bool = False) -> Tensor:
         """The host asks for a dense weight to patch."""
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight

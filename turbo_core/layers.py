@@ -29,14 +29,34 @@ class Lent:
 
 
 class Activation:
-    """A layer's input [B, L, C] with its quantization, made at most once per granularity and shared by readers."""
+    """A layer's input [B, L, C]: the tensor, its int8 codes, or both; the missing one is made when it is asked for.
+
+    Attributes:
+        like: a tensor with the activation's device, dtype and [B, L].
+    """
 
     def __init__(self, x: Tensor) -> None:
-        self.x = x
+        self.like = x
+        self._x: Tensor | None = x
         self._quantized: dict[int, QuantizedActivations] = {}
 
+    @classmethod
+    def of_codes(cls, codes: QuantizedActivations, like: Tensor) -> Activation:
+        """Codes with a scale per row and 128 columns, from a kernel that never wrote the tensor itself."""
+        activation = cls(like)
+        activation._x = None
+        activation._quantized[1] = codes
+        return activation
+
+    @property
+    def x(self) -> Tensor:
+        """[B, L, C] in `like`'s dtype."""
+        if self._x is None:
+            self._x = self._quantized[1].dequantize(self.like.dtype).reshape(*self.like.shape[:-1], -1)
+        return self._x
+
     def quantized(self, rows: int) -> QuantizedActivations:
-        """Int8 codes with one scale per `rows` rows and 128 columns."""
+        """Int8 codes with one scale per `rows` rows and 128 columns, made at most once."""
         if rows not in self._quantized:
             self._quantized[rows] = block_int8.quantize_activations(self.x, rows)
         return self._quantized[rows]
@@ -86,11 +106,37 @@ class Linear(_Lending):
             bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
             yield Lent(BlockInt8(self.weight, self.scale).to(x.device), bias)
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weight is kept as block-int8."""
+        return self.scale is not None
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether int8 codes with a scale per row are all this layer needs of its input."""
+        return self.is_quantized and self.activation_rows == 1
+
     def forward(self, x: Tensor | Activation, *, gelu: bool = False) -> Tensor:
         """x [..., in_features] → [..., out_features]; `gelu` applies GELU(tanh) to the result."""
         activation = x if isinstance(x, Activation) else Activation(x)
-        with self.lend(activation.x) as lent:
+        with self.lend(activation.like) as lent:
             return linear(activation, lent, gelu=gelu, rows=self.activation_rows)
+
+    def feed(self, reader: Linear, activation: Activation, *, gelu: bool) -> Activation:
+        """`forward` for one reader: written as int8 codes alone where both layers and the kernel allow it."""
+        whole_blocks = self.out_features % block_int8.BLOCK == 0
+        with self.lend(activation.like) as lent:
+            if (
+                isinstance(lent.weight, BlockInt8)
+                and self.takes_codes
+                and reader.takes_codes
+                and whole_blocks
+                and block_int8.LINEAR.accepts(activation.like)
+            ):
+                codes = activation.quantized(1)
+                out = block_int8.linear_quantized(codes, lent.weight, lent.bias, gelu=gelu, like=activation.like)
+                return Activation.of_codes(out, activation.like)
+            return Activation(linear(activation, lent, gelu=gelu, rows=self.activation_rows))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         codes = state_dict.pop(prefix + "int8_weight", None)
@@ -167,13 +213,13 @@ def linear(activation: Activation, lent: Lent, *, gelu: bool, rows: int) -> Tens
     are, which is more accurate and faster than emulating the kernel. `rows=128` asks for the published arithmetic
     and gets it everywhere.
     """
-    x, weight = activation.x, lent.weight
+    weight, like = lent.weight, activation.like
     if isinstance(weight, BlockInt8):
-        if rows == block_int8.BLOCK or block_int8.LINEAR.accepts(x):
-            y = block_int8.linear(activation.quantized(rows), weight, lent.bias, gelu=gelu, like=x)
-            return y.reshape(*x.shape[:-1], y.shape[-1])
-        weight = weight.dequantize(x.dtype)
-    y = F.linear(x, weight, lent.bias)
+        if rows == block_int8.BLOCK or block_int8.LINEAR.accepts(like):
+            y = block_int8.linear(activation.quantized(rows), weight, lent.bias, gelu=gelu, like=like)
+            return y.reshape(*like.shape[:-1], y.shape[-1])
+        weight = weight.dequantize(like.dtype)
+    y = F.linear(activation.x, weight, lent.bias)
     return F.gelu(y, approximate="tanh") if gelu else y
 
 

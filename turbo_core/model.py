@@ -15,13 +15,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels.norm import gated_residual, layer_norm, rms_norm_rope
+from ..kernels.norm import NORM_QUANTIZED, gated_residual, layer_norm, layer_norm_quantized, rms_norm_rope
 from ..kernels.sageattention import sage_dense_attention
 from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import Activation, LayerNorm, Linear, RMSNorm, TorchOperations
+from .layers import Activation, Linear, RMSNorm, TorchOperations
 from .rope import PLAIN, RopeOptions, rotation
 
 MISSING_SHOWN = 8
@@ -189,14 +189,18 @@ class Block(nn.Module):
         own = self.modulation.to(x.device, torch.float32)
         shift1, scale1, gate1, shift2, scale2, gate2 = (own + inputs.modulation).unbind(1)
         hooks.interrupted()
-        y = self.self_attn(layer_norm(x, 1 + scale1, shift1, self.eps), inputs, attention, hooks)
+        attn = self.self_attn
+        y = attn(_normed(x, 1 + scale1, shift1, self.eps, (attn.q, attn.k, attn.v)), inputs, attention, hooks)
         x = gated_residual(x, y, gate1)
         hooks.interrupted()
-        x = x + self.cross_attn(_affine_norm(self.norm3, x), inputs.context, hooks)
+        with self.norm3.lend(x) as norm3:
+            normed = _normed(x, norm3.weight[None], norm3.bias[None], self.eps, (self.cross_attn.q,))
+        x = x + self.cross_attn(normed, inputs.context, hooks)
         x = hooks.cross_attention(x)
         hooks.interrupted()
-        y = self.ffn[0](layer_norm(x, 1 + scale2, shift2, self.eps), gelu=True)
-        return gated_residual(x, self.ffn[2](y), gate2)
+        up, _, down = self.ffn
+        hidden = up.feed(down, _normed(x, 1 + scale2, shift2, self.eps, (up,)), gelu=True)
+        return gated_residual(x, down(hidden), gate2)
 
 
 class _Attention(nn.Module):
@@ -225,12 +229,10 @@ class SelfAttention(_Attention):
         if config.has_proj_l:
             self.proj_l = operations.Linear(config.head_dim, config.head_dim, **factory)
 
-    def forward(self, x: Tensor, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
-        activation = Activation(x)
-        q = self._split(_rms_norm(self.norm_q, self.q(activation), inputs))
-        k = self._split(_rms_norm(self.norm_k, self.k(activation), inputs))
-        v = self._split(self.v(activation))
-        del activation, x
+    def forward(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
+        q = self._split(_rms_norm(self.norm_q, self.q(x), inputs))
+        k = self._split(_rms_norm(self.norm_k, self.k(x), inputs))
+        v = self._split(self.v(x))
         hooks.interrupted()
         if attention.mode == "dense":
             out = hooks.dense_attention(q, k, v)
@@ -245,7 +247,7 @@ class SelfAttention(_Attention):
 class CrossAttention(_Attention):
     """Attention from the video's tokens to the text's."""
 
-    def forward(self, x: Tensor, context: Tensor, hooks: Hooks) -> Tensor:
+    def forward(self, x: Activation, context: Tensor, hooks: Hooks) -> Tensor:
         text = Activation(context)
         q = self._split(_rms_norm(self.norm_q, self.q(x)))
         k = self._split(_rms_norm(self.norm_k, self.k(text)))
@@ -281,9 +283,11 @@ def _rms_norm(norm: RMSNorm, x: Tensor, rotated_for: BlockInputs | None = None) 
         return rms_norm_rope(x, lent.weight, norm.eps, rotated_for.rotation if rotated_for else None)
 
 
-def _affine_norm(norm: LayerNorm, x: Tensor) -> Tensor:
-    with norm.lend(x) as lent:
-        return layer_norm(x, lent.weight[None], lent.bias[None], norm.eps)
+def _normed(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: tuple[Linear, ...]) -> Activation:
+    """Layer norm · multiplier + offset for the layers that read it: as int8 codes alone where that is all they need."""
+    if NORM_QUANTIZED.accepts(x) and all(reader.takes_codes for reader in readers):
+        return Activation.of_codes(layer_norm_quantized(x, multiplier, offset, eps), x)
+    return Activation(layer_norm(x, multiplier, offset, eps))
 
 
 def _latent_remedy(config: WanConfig) -> str:

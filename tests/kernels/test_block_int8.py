@@ -107,3 +107,41 @@ def test_row_scales_survive_a_row_of_outliers_where_block_scales_do_not(generato
         a = block_int8.quantize_activations_ref(x, rows)
         restored = a.codes[1:].float() * a.scale[0, 1:, None]
         assert (sqnr_db(restored, x[1:]) > 30) == keeps
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+def test_gemm_with_quantized_output_equals_quantizing_the_reference(shape, gelu, half, device, generator):
+    from turbowan.kernels.block_int8_triton import linear_quantized_triton
+
+    batch, length, k, n = shape
+    a = block_int8.quantize_activations_ref(normal(batch, length, k, generator=generator).to(device))
+    w = block_int8.quantize_weight(normal(n, k, generator=generator) / k**0.5).to(device)
+    bias = normal(n, generator=generator).to(device, half)
+    ref = block_int8.quantize_activations_ref(block_int8.linear_ref(a, w, bias, gelu, torch.float32))
+    out = linear_quantized_triton(a, w, bias, gelu)
+    assert relative_error(out.scale, ref.scale) < ROUND_TRIP[torch.float32]
+    assert (out.codes.int() - ref.codes.int()).abs().max() <= 1
+    assert (out.codes != ref.codes).float().mean() < 2e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+def test_tensor_descriptors_give_the_same_bits_as_pointers(shape, device, generator):
+    triton_kernels = pytest.importorskip("turbowan.kernels.block_int8_triton")
+    pytest.importorskip("triton.tools.tensor_descriptor")
+    if device.type == "cuda" and not triton_kernels.use_tma(device):
+        pytest.skip("this GPU takes no tensor descriptors")
+    batch, length, k, n = shape
+    a = block_int8.quantize_activations_ref(normal(batch, length, k, generator=generator).to(device))
+    w = block_int8.quantize_weight(normal(n, k, generator=generator) / k**0.5).to(device)
+    results = []
+    for tma in (False, True):
+        y = torch.empty(batch * length, n, dtype=torch.float16, device=device)
+        triton_kernels._launch_linear(a, w, None, False, y, None, tma)
+        results.append(y)
+    assert torch.equal(*results)
+
+
+def test_quantized_activations_come_back(generator):
+    x = normal(5, 200, generator=generator)
+    assert sqnr_db(block_int8.quantize_activations_ref(x).dequantize(torch.float32), x) > 36

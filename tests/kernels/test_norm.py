@@ -3,6 +3,7 @@ import torch
 from tolerances import ROUND_TRIP, SAME_MATHS_FP32, relative_error
 
 from turbowan.kernels import norm
+from turbowan.kernels.block_int8 import quantize_activations_ref
 from turbowan.turbo_core import rope
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
@@ -36,6 +37,19 @@ def test_layer_norm_kernel(x, shared, generator):
     multiplier, offset = vector(x, generator, batch), vector(x, generator, batch)
     ref = norm.layer_norm_ref(x.float(), multiplier, offset, 1e-6)
     assert relative_error(layer_norm_triton(x, multiplier, offset, 1e-6), ref) < ROUND_TRIP[x.dtype]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_layer_norm_kernel_with_quantized_output(x, shared, generator):
+    from turbowan.kernels.norm_triton import layer_norm_quantized_triton
+
+    batch = 1 if shared else x.shape[0]
+    multiplier, offset = vector(x, generator, batch), vector(x, generator, batch)
+    ref = quantize_activations_ref(norm.layer_norm_ref(x.float(), multiplier, offset, 1e-6))
+    out = layer_norm_quantized_triton(x, multiplier, offset, 1e-6)
+    assert relative_error(out.scale, ref.scale) < SAME_MATHS_FP32
+    assert (out.codes.int() - ref.codes.int()).abs().max() <= 1
+    assert (out.codes != ref.codes).float().mean() < 2e-3
 
 
 @pytest.mark.parametrize("rotated", [False, True])

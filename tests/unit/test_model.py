@@ -5,7 +5,7 @@ import tiny
 import torch
 from tolerances import SAME_MATHS_FP32, relative_error
 
-from turbowan.kernels import block_int8
+from turbowan.kernels import block_int8, dispatch
 from turbowan.turbo_core import checkpoint
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError, LatentError
@@ -207,6 +207,34 @@ def test_interruption_leaves_within_a_block(net):
 
     with pytest.raises(InterruptedError):
         run(net, hooks=Stop())
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("mode", ["sla", "sagesla", "dense"])
+def test_every_kernel_together_equals_the_torch_path(tmp_path, monkeypatch, device, mode):
+    """The whole network by the kernels (interpreted where there is no GPU) in fp16, quantized weights."""
+    net = build(tmp_path, quantized=True, dtype=torch.float32).to(device)
+    latent, timestep, context = (tensor.to(device) for tensor in inputs(size=(3, 6, 10)))
+    net.attention = SLA if mode != "dense" else DENSE
+    with torch.inference_mode():
+        monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: "the test asks for torch")
+        reference = net(latent, timestep, context)
+        monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None)
+        net.attention = AttentionSettings(mode=mode, topk=0.4)
+        out = net(latent.half(), timestep, context.half())
+    # int8 activations alone move the result by about 0.01.
+    assert relative_error(out, reference) < 0.03
+
+
+def test_a_layer_that_gets_codes_alone_can_still_run_dense(generator):
+    """A LoRA-patched layer that the host streams is lent as a dense weight, whatever its neighbours expected."""
+    x = torch.randn(2, 5, 256, generator=generator)
+    layer = Linear(256, 128, dtype=torch.float32)
+    layer.weight.data, layer.bias.data = torch.randn(128, 256, generator=generator) / 16, torch.zeros(128)
+    codes = block_int8.quantize_activations_ref(x)
+    out = layer(Activation.of_codes(codes, x[..., :128]))
+    assert out.shape == (2, 5, 128)
+    assert relative_error(out, layer(x)) < 0.02
 
 
 def test_linear_lends_dense_weights_in_the_input_dtype():
