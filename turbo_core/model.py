@@ -21,7 +21,7 @@ from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import Activation, Linear, RMSNorm, TorchOperations
+from .layers import Activation, LayerNorm, Linear, RMSNorm, TorchOperations
 from .rope import PLAIN, RopeOptions, rotation
 
 MISSING_SHOWN = 8
@@ -193,9 +193,7 @@ class Block(nn.Module):
         y = attn(_normed(x, 1 + scale1, shift1, self.eps, (attn.q, attn.k, attn.v)), inputs, attention, hooks)
         x = gated_residual(x, y, gate1)
         hooks.interrupted()
-        with self.norm3.lend(x) as norm3:
-            normed = _normed(x, norm3.weight[None], norm3.bias[None], self.eps, (self.cross_attn.q,))
-        x = x + self.cross_attn(normed, inputs.context, hooks)
+        x = x + self.cross_attn(_affine_normed(self.norm3, x, (self.cross_attn.q,)), inputs.context, hooks)
         x = hooks.cross_attention(x)
         hooks.interrupted()
         up, _, down = self.ffn
@@ -288,6 +286,11 @@ def _normed(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: 
     if NORM_QUANTIZED.accepts(x) and all(reader.takes_codes for reader in readers):
         return Activation.of_codes(layer_norm_quantized(x, multiplier, offset, eps), x)
     return Activation(layer_norm(x, multiplier, offset, eps))
+
+
+def _affine_normed(norm: LayerNorm, x: Tensor, readers: tuple[Linear, ...]) -> Activation:
+    with norm.lend(x) as lent:
+        return _normed(x, lent.weight[None], lent.bias[None], norm.eps, readers)
 
 
 def _latent_remedy(config: WanConfig) -> str:
