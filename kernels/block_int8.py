@@ -41,10 +41,11 @@ class BlockInt8:
     def __post_init__(self) -> None:
         n, k = self.codes.shape
         expected = (-(-n // BLOCK), -(-k // BLOCK))
-        if self.codes.dtype != torch.int8 or tuple(self.scale.shape) != expected:
+        dtypes = (self.codes.dtype, self.scale.dtype)
+        if dtypes != (torch.int8, torch.float32) or tuple(self.scale.shape) != expected:
             raise ValueError(
-                f"BlockInt8: codes must be int8 [N, K] with scale {expected}, got {self.codes.dtype} "
-                f"{tuple(self.codes.shape)} with scale {tuple(self.scale.shape)}"
+                f"BlockInt8: codes must be int8 [N, K] with fp32 scale {expected}, got {self.codes.dtype} "
+                f"{tuple(self.codes.shape)} with {self.scale.dtype} scale {tuple(self.scale.shape)}"
             )
 
     @property

@@ -1,7 +1,8 @@
 """Triton kernels of `block_int8`: activation quantization and the int8 GEMM with its epilogue.
 
 Quantization moves 3 bytes an element (read bf16, write int8) and is bound by memory; the GEMM does 2·M·N·K
-operations. Row counts, and strides made of them, are never specialised: other sizes do not recompile.
+operations. Row counts, and strides made of them, are never specialised: other sizes do not recompile. Triton launches
+on the current device, so every launch makes its tensors' device current.
 """
 
 from __future__ import annotations
@@ -186,26 +187,29 @@ def _linear_kernel(
 
 def quantize_activations_triton(x: Tensor, rows: int = 1) -> QuantizedActivations:
     """Quantize activations [B, L, K] or [M, K] (contiguous), K a multiple of 128."""
+    if rows not in (1, BLOCK):
+        raise ValueError(f"quantize activations: rows must be 1 or {BLOCK}, got {rows}")
     x = x.contiguous()
     batch, length, k = x.shape if x.ndim == 3 else (1, *x.shape)
     block_rows = BLOCK if rows == BLOCK else QUANT_ROWS
     blocks_per_sample = triton.cdiv(length, block_rows)
     codes = torch.empty(batch * length, k, dtype=torch.int8, device=x.device)
     scale = torch.empty(k // BLOCK, batch * length, dtype=torch.float32, device=x.device)
-    _quantize_kernel[(batch * blocks_per_sample, k // BLOCK)](
-        x,
-        codes,
-        scale,
-        length,
-        batch * length,
-        blocks_per_sample,
-        k,
-        AMAX_MIN=AMAX_FLOOR,
-        ROWS=block_rows,
-        SHARED=rows == BLOCK,
-        BLOCK_K=BLOCK,
-        num_warps=8,
-    )
+    with torch.cuda.device_of(x):
+        _quantize_kernel[(batch * blocks_per_sample, k // BLOCK)](
+            x,
+            codes,
+            scale,
+            length,
+            batch * length,
+            blocks_per_sample,
+            k,
+            AMAX_MIN=AMAX_FLOOR,
+            ROWS=block_rows,
+            SHARED=rows == BLOCK,
+            BLOCK_K=BLOCK,
+            num_warps=8,
+        )
     return QuantizedActivations(codes, scale)
 
 
@@ -255,26 +259,27 @@ def _launch_linear(
     else:
         a_source, w_source = a.codes, w_codes
     grid = (triton.cdiv(m, LINEAR_TILE_M) * triton.cdiv(n, BLOCK),)
-    _linear_kernel[grid](
-        a_source,
-        a.scale,
-        w_source,
-        w.scale.contiguous(),
-        bias if bias is not None else y,
-        y,
-        y_scale if y_scale is not None else y,
-        m,
-        n,
-        k,
-        AMAX_MIN=AMAX_FLOOR,
-        HAS_BIAS=bias is not None,
-        GELU=gelu,
-        QUANTIZE=y_scale is not None,
-        TMA=tma,
-        BLOCK_M=LINEAR_TILE_M,
-        BLOCK_N=BLOCK,
-        BLOCK_K=BLOCK,
-        GROUP_M=LINEAR_GROUP_M_TMA if tma else LINEAR_GROUP_M,
-        num_warps=4,
-        num_stages=3,
-    )
+    with torch.cuda.device_of(a.codes):
+        _linear_kernel[grid](
+            a_source,
+            a.scale,
+            w_source,
+            w.scale.contiguous(),
+            bias if bias is not None else y,
+            y,
+            y_scale if y_scale is not None else y,
+            m,
+            n,
+            k,
+            AMAX_MIN=AMAX_FLOOR,
+            HAS_BIAS=bias is not None,
+            GELU=gelu,
+            QUANTIZE=y_scale is not None,
+            TMA=tma,
+            BLOCK_M=LINEAR_TILE_M,
+            BLOCK_N=BLOCK,
+            BLOCK_K=BLOCK,
+            GROUP_M=LINEAR_GROUP_M_TMA if tma else LINEAR_GROUP_M,
+            num_warps=4,
+            num_stages=3,
+        )

@@ -90,10 +90,12 @@ def _triton_install_refusal(device_index: int) -> str | None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < MIN_TRITON:
         return f"Triton {triton.__version__} is older than {MIN_TRITON[0]}.{MIN_TRITON[1]}"
-    from .probe_triton import run_probe
-
     try:
+        from .probe_triton import run_probe
+
         run_probe(torch.device("cuda", device_index))
+    except torch.cuda.OutOfMemoryError:
+        raise  # says nothing of Triton, and must not be remembered
     except Exception as error:  # noqa: BLE001 - whatever the probe meets becomes the stated reason
         log.warning("Triton %s does not work on cuda:%d: %s", triton.__version__, device_index, error)
         remedy = "; install gcc and Python's headers" if "compiler" in str(error).lower() else ""

@@ -30,10 +30,14 @@ class Rotation:
     sin: Tensor
 
 
-def layer_norm_ref(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> Tensor:
-    """x [B, L, C]; multiplier and offset [B or 1, C]. Returns x's dtype."""
+def layer_norm_ref(
+    x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
+    """x [B, L, C]; multiplier and offset [B or 1, C]. Returns `dtype`, x's own if not given."""
     normed = torch.nn.functional.layer_norm(x.to(torch.float32), x.shape[-1:], eps=eps)
-    return torch.addcmul(offset.to(torch.float32)[:, None], normed, multiplier.to(torch.float32)[:, None]).to(x.dtype)
+    return torch.addcmul(offset.to(torch.float32)[:, None], normed, multiplier.to(torch.float32)[:, None]).to(
+        dtype or x.dtype
+    )
 
 
 def rms_norm_rope_ref(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None) -> Tensor:
@@ -58,13 +62,13 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).reshape(x.shape)
 
 
-def layer_norm(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     """`layer_norm_ref`, by the kernel where it runs."""
     if NORM.accepts(x):
         from .norm_triton import layer_norm_triton
 
-        return layer_norm_triton(x, multiplier, offset, eps)
-    return layer_norm_ref(x, multiplier, offset, eps)
+        return layer_norm_triton(x, multiplier, offset, eps, dtype)
+    return layer_norm_ref(x, multiplier, offset, eps, dtype)
 
 
 def layer_norm_quantized(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> QuantizedActivations:
@@ -73,7 +77,7 @@ def layer_norm_quantized(x: Tensor, multiplier: Tensor, offset: Tensor, eps: flo
         from .norm_triton import layer_norm_quantized_triton
 
         return layer_norm_quantized_triton(x, multiplier, offset, eps)
-    return quantize_activations_ref(layer_norm_ref(x.to(torch.float32), multiplier, offset, eps))
+    return quantize_activations_ref(layer_norm_ref(x, multiplier, offset, eps, torch.float32))
 
 
 def rms_norm_rope(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None = None) -> Tensor:

@@ -26,7 +26,8 @@ def _layer_norm_kernel(
     length,
     row_count,
     C,
-    sample_stride,
+    multiplier_stride,
+    offset_stride,
     eps,
     AMAX_MIN: tl.constexpr,
     QUANTIZE: tl.constexpr,
@@ -41,8 +42,8 @@ def _layer_norm_kernel(
     mean = tl.sum(x, axis=0) / C
     centred = tl.where(inside, x - mean, 0.0)
     variance = tl.sum(centred * centred, axis=0) / C
-    multiplier = tl.load(multiplier_ptr + sample * sample_stride + columns, mask=inside, other=0.0)
-    offset = tl.load(offset_ptr + sample * sample_stride + columns, mask=inside, other=0.0)
+    multiplier = tl.load(multiplier_ptr + sample * multiplier_stride + columns, mask=inside, other=0.0)
+    offset = tl.load(offset_ptr + sample * offset_stride + columns, mask=inside, other=0.0)
     y = centred * tl.rsqrt(variance + eps) * multiplier + offset
     if QUANTIZE:
         y = tl.reshape(y, (GROUPS, BLOCK // GROUPS))
@@ -108,15 +109,21 @@ def _gated_residual_kernel(
     tl.store(out_ptr + offsets, (x + y * gate).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _per_sample(vector: Tensor) -> tuple[Tensor, int]:
-    """fp32, contiguous [B or 1, C], and the stride from one sample to the next (0 where all share it)."""
-    vector = vector.to(torch.float32).contiguous()
-    return vector, vector.shape[1] if vector.shape[0] > 1 else 0
+def _per_sample(vector: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    """fp32, contiguous [B or 1, C], and the stride from one sample of x to the next (0 where all share it)."""
+    if vector.ndim != 2 or vector.shape[0] not in (1, x.shape[0]) or vector.shape[1] != x.shape[2]:
+        raise ValueError(
+            f"norm: a vector must be [1 or {x.shape[0]}, {x.shape[2]}] for x {tuple(x.shape)}, "
+            f"got {tuple(vector.shape)}"
+        )
+    return vector.to(torch.float32).contiguous(), vector.shape[1] if vector.shape[0] > 1 else 0
 
 
-def layer_norm_triton(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float) -> Tensor:
+def layer_norm_triton(
+    x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
     """`norm.layer_norm_ref` as a kernel."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     _launch_layer_norm(x, multiplier, offset, eps, y, None)
     return y
 
@@ -135,26 +142,28 @@ def _launch_layer_norm(
 ) -> None:
     x = x.contiguous()
     batch, length, width = x.shape
-    multiplier, stride = _per_sample(multiplier)
-    offset, _ = _per_sample(offset)
+    multiplier, multiplier_stride = _per_sample(multiplier, x)
+    offset, offset_stride = _per_sample(offset, x)
     block = triton.next_power_of_2(width)
-    _layer_norm_kernel[(batch * length,)](
-        x,
-        multiplier,
-        offset,
-        y,
-        y_scale if y_scale is not None else y,
-        length,
-        batch * length,
-        width,
-        stride,
-        eps,
-        AMAX_MIN=AMAX_FLOOR,
-        QUANTIZE=y_scale is not None,
-        GROUPS=max(1, block // QUANT_BLOCK),
-        BLOCK=block,
-        num_warps=2 if block <= 2048 else 8,
-    )
+    with torch.cuda.device_of(x):
+        _layer_norm_kernel[(batch * length,)](
+            x,
+            multiplier,
+            offset,
+            y,
+            y_scale if y_scale is not None else y,
+            length,
+            batch * length,
+            width,
+            multiplier_stride,
+            offset_stride,
+            eps,
+            AMAX_MIN=AMAX_FLOOR,
+            QUANTIZE=y_scale is not None,
+            GROUPS=max(1, block // QUANT_BLOCK),
+            BLOCK=block,
+            num_warps=2 if block <= 2048 else 8,
+        )
 
 
 def rms_norm_rope_triton(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None) -> Tensor:
@@ -163,20 +172,21 @@ def rms_norm_rope_triton(x: Tensor, weight: Tensor, eps: float, rotation: Rotati
     batch, length, width = x.shape
     y = torch.empty_like(x)
     block = triton.next_power_of_2(width)
-    _rms_norm_rope_kernel[(batch * length,)](
-        x,
-        weight.to(torch.float32),
-        rotation.cos if rotation else y,
-        rotation.sin if rotation else y,
-        y,
-        length,
-        width,
-        eps,
-        ROPE=rotation is not None,
-        HALF=rotation.cos.shape[-1] if rotation else 1,
-        PAIRS=block // 2,
-        num_warps=2 if block <= 2048 else 8,
-    )
+    with torch.cuda.device_of(x):
+        _rms_norm_rope_kernel[(batch * length,)](
+            x,
+            weight.to(torch.float32),
+            rotation.cos if rotation else y,
+            rotation.sin if rotation else y,
+            y,
+            length,
+            width,
+            eps,
+            ROPE=rotation is not None,
+            HALF=rotation.cos.shape[-1] if rotation else 1,
+            PAIRS=block // 2,
+            num_warps=2 if block <= 2048 else 8,
+        )
     return y
 
 
@@ -184,20 +194,21 @@ def gated_residual_triton(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """`norm.gated_residual_ref` as a kernel."""
     x, y = x.contiguous(), y.contiguous()
     batch, length, width = x.shape
-    gate, stride = _per_sample(gate)
+    gate, stride = _per_sample(gate, x)
     out = torch.empty_like(x)
     grid = (triton.cdiv(batch * length, RESIDUAL_ROWS), triton.cdiv(width, RESIDUAL_COLUMNS))
-    _gated_residual_kernel[grid](
-        x,
-        y,
-        gate,
-        out,
-        length,
-        batch * length,
-        width,
-        stride,
-        ROWS=RESIDUAL_ROWS,
-        COLUMNS=RESIDUAL_COLUMNS,
-        num_warps=4,
-    )
+    with torch.cuda.device_of(x):
+        _gated_residual_kernel[grid](
+            x,
+            y,
+            gate,
+            out,
+            length,
+            batch * length,
+            width,
+            stride,
+            ROWS=RESIDUAL_ROWS,
+            COLUMNS=RESIDUAL_COLUMNS,
+            num_warps=4,
+        )
     return out

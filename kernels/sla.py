@@ -10,8 +10,11 @@ For each query block of 128 tokens and each head:
     output    o = o_s + o_l Wᵀ + b        (proj_l)
 
 Tensors are [B, L, H, D], as the projections write them. The sums over keys are kept as means of D·φ(k), which
-fp16 and bf16 can hold at any length, and `proj_l`'s weight is folded into φ(k)ᵀv once per head, so that the
-linear branch ends as one [128, D] × [D, D] product in the sparse kernel's epilogue.
+16-bit types can hold at any length, and `proj_l`'s weight is folded in once per head, so that the linear branch ends
+as one [128, D] × [D, D] product in the sparse kernel's epilogue. With m_d the mean of φ(k)_d and v̄_d the mean of v
+weighted by φ(k)_d, that product is of bounded factors, whatever the inputs:
+
+    o_l = Σ_d [φ(q)_d m_d / (ε + Σ φ(q) m)] · v̄_d         weights of at most 1, averages of v
 
 The tail blocks of queries and keys may be shorter; absent tokens take part in nothing.
 """
@@ -41,13 +44,13 @@ class LinearBranch:
     """The linear branch with `proj_l` folded in, ready for an epilogue.
 
     Attributes:
-        kv: fp32 [B, H, D, D], mean over keys of D·φ(k)ᵀ v, times proj_lᵀ.
+        values: fp32 [B, H, D, D], for each feature the mean of v weighted by φ(k), times proj_lᵀ.
         k_mean: fp32 [B, H, D], mean over keys of D·φ(k).
         bias: fp32 [D], proj_l's bias.
         eps: 1e-5 in the same units as `k_mean`.
     """
 
-    kv: Tensor
+    values: Tensor
     k_mean: Tensor
     bias: Tensor
     eps: float
@@ -116,16 +119,15 @@ def linear_branch(k: Tensor, v: Tensor, weight: Tensor, bias: Tensor) -> LinearB
 
 
 def _fold(kv: Tensor, k_mean: Tensor, weight: Tensor, bias: Tensor, unit: float) -> LinearBranch:
-    folded = kv @ weight.to(torch.float32).T
-    return LinearBranch(folded, k_mean, bias.to(torch.float32), LINEAR_EPS * unit)
+    means = kv / k_mean.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+    return LinearBranch(means @ weight.to(torch.float32).T, k_mean, bias.to(torch.float32), LINEAR_EPS * unit)
 
 
 def apply_linear_branch(q: Tensor, branch: LinearBranch) -> Tensor:
     """φ(q) applied to the folded sums: fp32 [B, L, H, D], bias included."""
-    features = q.to(torch.float32).softmax(dim=-1)
-    numerator = torch.einsum("blhd,bhde->blhe", features, branch.kv)
-    denominator = branch.eps + torch.einsum("blhd,bhd->blh", features, branch.k_mean)
-    return numerator / denominator[..., None] + branch.bias
+    weights = q.to(torch.float32).softmax(dim=-1) * branch.k_mean[:, None]
+    weights = weights / (branch.eps + weights.sum(dim=-1, keepdim=True))
+    return torch.einsum("blhd,bhde->blhe", weights, branch.values) + branch.bias
 
 
 def sparse_attention_ref(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:

@@ -37,10 +37,11 @@ def half(request) -> torch.dtype:
 def poisoned_memory():
     """torch.empty gives NaN (integers: their maximum), so that an unwritten output shows."""
     before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 @pytest.fixture

@@ -33,8 +33,10 @@ class AttentionSettings:
     topk: float = 0.1
 
 
-def resolve(mode: str, topk: float, config: WanConfig, device: torch.device) -> AttentionSettings:
-    """Turn a user's choice into settings that this file and machine can serve.
+def resolve(
+    mode: str, topk: float, config: WanConfig, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> AttentionSettings:
+    """Turn a user's choice into settings that this file and machine can serve, computing in `dtype`.
 
     Raises:
         SettingsError: unknown mode, topk out of range, or an SLA mode for a file without `proj_l`.
@@ -54,14 +56,14 @@ def resolve(mode: str, topk: float, config: WanConfig, device: torch.device) -> 
             "choose dense or auto"
         )
     if mode == "sageattention":
-        reason = sageattention.refusal(device, torch.bfloat16)
+        reason = sageattention.refusal(device, dtype)
         if reason is not None:
             raise BackendUnavailableError(
                 f"attention: 'sageattention' needs its package to work, but {reason}; choose dense or auto, "
                 "or install a sageattention build for this torch and GPU"
             )
     if mode == "sagesla":
-        reason = sage.SAGE.refusal(torch.empty(0, config.head_dim, dtype=torch.bfloat16, device=device))
+        reason = sage.SAGE.refusal(torch.empty(0, config.head_dim, dtype=dtype, device=device))
         if reason is not None:
             raise BackendUnavailableError(
                 f"attention: 'sagesla' needs its Triton kernel on this GPU, but {reason}; choose sla or auto"

@@ -116,11 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code (0 done, 1 refused or failed, 130 interrupted)."""
     parsed = parser().parse_args(arguments)
     try:
-        from .errors import TurboWanError
+        from .errors import BackendUnavailableError, TurboWanError
 
         try:
             parsed.run(parsed)
-        except TurboWanError as error:
+        except (TurboWanError, BackendUnavailableError) as error:
             return _fail(str(error))
     except ModuleNotFoundError as error:
         return _fail(f"the Python package {error.name} must be installed; run `pip install {error.name}`")

@@ -19,7 +19,7 @@ __all__ = [
 
 
 class TurboWanError(ValueError):
-    """Base of the errors that this package raises on purpose."""
+    """Base of the errors that turbo_core raises on purpose; a kernel's own is `BackendUnavailableError`."""
 
 
 class CheckpointError(TurboWanError):

@@ -143,7 +143,8 @@ class Linear(_Lending):
         if codes is not None:
             state_dict[prefix + "weight"] = codes
             self.weight = nn.Parameter(torch.empty_like(codes, device="meta"), requires_grad=False)
-            self.scale = torch.empty_like(state_dict[prefix + "scale"], device="meta")
+            scale = state_dict.get(prefix + "scale")
+            self.scale = torch.empty(0, device="meta") if scale is None else torch.empty_like(scale, device="meta")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

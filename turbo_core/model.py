@@ -22,6 +22,7 @@ from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
 from .layers import Activation, LayerNorm, Linear, RMSNorm, TorchOperations
+from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
 
 MISSING_SHOWN = 8
@@ -132,7 +133,7 @@ class TurboWan(nn.Module):
 
     def _check(self, x: Tensor, timestep: Tensor, context: Tensor) -> None:
         config = self.config
-        if x.ndim != 5 or x.shape[1] != config.in_dim:
+        if x.ndim != 5 or x.shape[1] != config.in_dim or x.numel() == 0:
             raise LatentError(
                 f"{config.name}: the latent must be [batch, {config.in_dim}, frames, height, width], "
                 f"got {tuple(x.shape)}; {_latent_remedy(config)}"
@@ -265,14 +266,15 @@ class Head(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, L, C], time fp32 [B, C] → fp32 [B, L, patch volume · channels]."""
         shift, scale = (self.modulation.to(x.device, torch.float32) + time[:, None]).unbind(1)
-        return self.head(layer_norm(x.to(torch.float32), 1 + scale, shift, self.eps))
+        return self.head(layer_norm(x, 1 + scale, shift, self.eps, torch.float32))
 
 
 def sinusoid(position: Tensor, dim: int) -> Tensor:
-    """fp32 [B, dim]: cosines, then sines, of position · 10000^(−i / (dim/2)), computed in fp64."""
+    """fp32 [B, dim]: cosines, then sines, of position · 10000^(−i / (dim/2)), computed in fp64 where there is one."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64, device=position.device) / half)
-    angles = torch.outer(position.to(torch.float64), frequencies)
+    exact = widest_float(position.device)
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=exact, device=position.device) / half)
+    angles = torch.outer(position.to(exact), frequencies)
     return torch.cat((angles.cos(), angles.sin()), dim=1).to(torch.float32)
 
 

@@ -20,12 +20,17 @@ import torch
 from torch import Tensor
 
 from .errors import NonFiniteError, SettingsError
+from .precision import widest_float
 
 INNER_TIMES = (1.5, 1.4, 1.0)
 MAX_STEPS = len(INNER_TIMES) + 1
 SIGMA_MAX_T2V = 80.0
 SIGMA_MAX_I2V = 200.0
 BOUNDARY_I2V = 0.9
+
+# The host draws the initial latent of a seed from that seed: the steps must repeat neither that stream nor, as a
+# small offset would, the stream of a neighbouring seed.
+STEP_STREAM = 0x9E3779B97F4A7C15
 
 NoiseOrder = Literal["comfy", "upstream"]
 NOISE_ORDERS: tuple[NoiseOrder, ...] = get_args(NoiseOrder)
@@ -51,9 +56,9 @@ def schedule(steps: int, sigma_max: float) -> Tensor:
     return angles.sin() / (angles.cos() + angles.sin())
 
 
-def network_timestep(t: Tensor) -> Tensor:
-    """The timestep a TurboDiffusion network was trained to see: 1000·t rounded to bf16, as fp32."""
-    return (t.to(torch.float64) * 1000).to(torch.bfloat16).to(torch.float32)
+def round_timestep(timestep: Tensor) -> Tensor:
+    """The timestep a TurboDiffusion network was trained to see: 1000·t rounded to bf16, in the dtype that came."""
+    return timestep.to(torch.bfloat16).to(timestep.dtype)
 
 
 def split_at_boundary(times: Tensor, boundary: float) -> int:
@@ -76,8 +81,7 @@ class StepNoise:
         self.shape, self.device = shape, device
         on_cpu = order == "comfy"
         self._generator = torch.Generator(device="cpu" if on_cpu else device)
-        # The host draws the initial latent from `seed` itself: the steps must not repeat that stream.
-        self._generator.manual_seed((seed + 1) % 2**64 if on_cpu else seed)
+        self._generator.manual_seed(seed ^ STEP_STREAM if on_cpu else seed)
         self.initial = None if on_cpu else self()
 
     def __call__(self) -> Tensor:
@@ -110,7 +114,7 @@ def sample(
     Raises:
         NonFiniteError: if a step's prediction is not finite.
     """
-    exact = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
+    exact = widest_float(x.device)
     x = x.to(exact)
     levels = [float(t) for t in times]
     for offset, (t, t_next) in enumerate(itertools.pairwise(levels)):

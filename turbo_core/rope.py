@@ -43,15 +43,19 @@ def rotation(grid: tuple[int, int, int], head_dim: int, device: torch.device, op
     shifts = (options.shift_t, options.shift_y, options.shift_x)
     angles = []
     for axis, (steps, dim) in enumerate(zip(grid, axis_dims(head_dim), strict=True)):
-        table = _axis_angles(steps, scales[axis], shifts[axis], dim, device)
         view = [1, 1, 1, dim // 2]
         view[axis] = steps
-        angles.append(table.view(view).expand(*grid, -1))
-    flat = torch.cat(angles, dim=-1).reshape(-1, head_dim // 2)
-    return Rotation(flat.cos().to(torch.float32), flat.sin().to(torch.float32))
+        angles.append(_axis_angles(steps, scales[axis], shifts[axis], dim).view(view))
+    return Rotation(*(_over_grid([function(a) for a in angles], grid, device) for function in (torch.cos, torch.sin)))
 
 
-def _axis_angles(steps: int, scale: float, shift: float, dim: int, device: torch.device) -> Tensor:
-    positions = shift + torch.arange(steps, dtype=torch.float64, device=device) * scale
-    frequencies = THETA ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
-    return torch.outer(positions, frequencies)
+def _axis_angles(steps: int, scale: float, shift: float, dim: int) -> Tensor:
+    """fp64 [steps, dim/2], on the CPU: small, and not every GPU has fp64."""
+    positions = shift + torch.arange(steps, dtype=torch.float64) * scale
+    return torch.outer(positions, THETA ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim))
+
+
+def _over_grid(axes: list[Tensor], grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    """One table per axis → fp32 [L, D/2] on the device."""
+    tables = [axis.to(device, torch.float32).expand(*grid, -1) for axis in axes]
+    return torch.cat(tables, dim=-1).flatten(0, 2)

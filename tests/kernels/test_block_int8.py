@@ -44,6 +44,8 @@ def test_largest_value_saturates_at_127_and_smallest_reaches_minus_128():
 def test_scale_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"scale \(2, 1\)"):
         BlockInt8(torch.zeros(200, 128, dtype=torch.int8), torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="got torch.int8 .* with torch.float16 scale"):
+        BlockInt8(torch.zeros(200, 128, dtype=torch.int8), torch.zeros(2, 1, dtype=torch.float16))
 
 
 @pytest.mark.parametrize("rows", [1, 128])

@@ -39,6 +39,33 @@ def test_layer_norm_kernel(x, shared, generator):
     assert relative_error(layer_norm_triton(x, multiplier, offset, 1e-6), ref) < ROUND_TRIP[x.dtype]
 
 
+def test_layer_norm_kernel_takes_a_shared_and_a_separate_vector(x, generator):
+    from turbowan.kernels.norm_triton import layer_norm_triton
+
+    one, each = vector(x, generator, 1), vector(x, generator)
+    for multiplier, offset in ((one, each), (each, one)):
+        ref = norm.layer_norm_ref(x.float(), multiplier, offset, 1e-6)
+        assert relative_error(layer_norm_triton(x, multiplier, offset, 1e-6), ref) < ROUND_TRIP[x.dtype]
+
+
+def test_layer_norm_kernel_writes_fp32_where_asked(x, generator):
+    from turbowan.kernels.norm_triton import layer_norm_triton
+
+    multiplier, offset = vector(x, generator), vector(x, generator)
+    out = layer_norm_triton(x, multiplier, offset, 1e-6, torch.float32)
+    ref = norm.layer_norm_ref(x, multiplier, offset, 1e-6, torch.float32)
+    assert out.dtype == ref.dtype == torch.float32
+    assert relative_error(out, ref) < ROUND_TRIP[torch.float32]
+
+
+def test_a_vector_of_the_wrong_width_is_refused(half, device):
+    from turbowan.kernels.norm_triton import layer_norm_triton
+
+    x, narrow = torch.zeros(2, 3, 128, device=device, dtype=half), torch.zeros(2, 64, device=device)
+    with pytest.raises(ValueError, match=r"\[1 or 2, 128\]"):
+        layer_norm_triton(x, narrow, narrow, 1e-6)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_layer_norm_kernel_with_quantized_output(x, shared, generator):
     from turbowan.kernels.norm_triton import layer_norm_quantized_triton

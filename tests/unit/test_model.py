@@ -33,7 +33,7 @@ def inputs(batch=1, channels=16, size=(5, 6, 10), seed=0):
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(batch, channels, *size, generator=generator)
     context = torch.randn(batch, 32, 4096, generator=generator)
-    return latent, torch.full((batch,), 988.0), context
+    return latent, torch.tensor([988.0, 852.0, 608.0])[:batch], context
 
 
 @torch.inference_mode()
@@ -120,11 +120,20 @@ def test_missing_and_unexpected_tensors_are_listed(net):
         TurboWan(net.config, device="meta").load(dict(net.state_dict()) | {"img_emb.x": torch.zeros(1)})
 
 
+def test_codes_without_a_scale_are_missing_it(tmp_path):
+    net = build(tmp_path, quantized=True)
+    tensors = dict(net.state_dict())
+    del tensors["blocks.0.ffn.0.scale"]
+    with pytest.raises(CheckpointError, match=r"1 missing \(blocks.0.ffn.0.scale\)"):
+        TurboWan(net.config, device="meta").load(tensors)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"latent": (1, 36, 5, 6, 10)}, LatentError, r"\[batch, 16, frames, height, width\].*EmptyHunyuanLatentVideo"),
         ({"latent": (1, 16, 5, 7, 10)}, LatentError, "divisible by 16"),
+        ({"latent": (1, 16, 0, 6, 10)}, LatentError, "EmptyHunyuanLatentVideo"),
         ({"latent": (1, 16, 6, 10)}, LatentError, "EmptyHunyuanLatentVideo"),
         ({"context": (1, 32, 768)}, ConditioningError, "umT5-XXL"),
         ({"context": (2, 32, 4096)}, ConditioningError, r"\[1, tokens, 4096\]"),
