@@ -1,6 +1,6 @@
 """Released key names → native Wan names, and what every native name must hold.
 
-    {"state_dict": {…}}             → the inner dict
+    {"state_dict": {…}, …}          → the inner dict
     net.X, model.diffusion_model.X  → X
     _checkpoint_wrapped_module.     → (nothing)
     X.attn_op.local_attn.proj_l.Y   → X.proj_l.Y
@@ -71,9 +71,7 @@ def unwrap(content: object, where: str) -> tuple[dict[str, Tensor], list[str]]:
     """The dict of tensors inside a file's content, and the names of what lay beside it."""
     dropped: list[str] = []
     for _ in range(MAX_NESTING):
-        if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
-            break
-        inner = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        inner = _inner_container(content) if isinstance(content, Mapping) else None
         if inner is None:
             break
         dropped += [str(name) for name in content if name != inner]
@@ -93,15 +91,38 @@ def unwrap(content: object, where: str) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, dropped
 
 
+def _inner_container(content: Mapping[object, object]) -> str | None:
+    """The entry that holds the weights; ``None`` if this level is the model, or nothing leads on."""
+    names = [name for name, value in content.items() if isinstance(value, Tensor)]
+    if find_prefix({_plain_name(str(name)): None for name in names}) is not None:
+        return None
+    containers = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
+    full = next((name for name in containers if _holds_tensors(content[name], MAX_NESTING)), None)
+    if full is None and not names:
+        return next(iter(containers), None)
+    return full
+
+
+def _holds_tensors(content: object, levels: int) -> bool:
+    if not isinstance(content, Mapping) or levels == 0:
+        return False
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return True
+    return any(_holds_tensors(content.get(name), levels - 1) for name in CONTAINERS)
+
+
 def plain_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The same tensors without the wrappers' parts in their names; a prefix stays."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        short = name
-        for old, new in RENAMED:
-            short = short.replace(old, new)
-        _add_once(plain, short, tensor, where)
+        _add_once(plain, _plain_name(name), tensor, where)
     return plain
+
+
+def _plain_name(name: str) -> str:
+    for old, new in RENAMED:
+        name = name.replace(old, new)
+    return name
 
 
 def find_prefix(names: Mapping[str, object]) -> str | None:

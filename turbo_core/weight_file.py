@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +24,19 @@ Container = Literal["safetensors", "PyTorch"]
 
 DOWNLOAD_AGAIN = "download it again and compare its size with the one on the download page"
 HEAD_BYTES = 512
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 LFS_POINTER = b"version https://git-lfs"
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 # what torch.load raises for a broken file, besides the refusals of weights_only
 BROKEN_PICKLE = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError)
+# Memory refused, as torch and safetensors word it; by number on Windows, whose texts are translated
+# (1455: the page file is too small, 8: not enough memory).
+NO_MEMORY = re.compile(
+    r"(cannot|can't) allocate memory|not enough memory"
+    r"|\[winerror (8|1455)\]|error code: <?(8|1455)\b|os error (8|12|1455)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +59,15 @@ def open_weights(path: str | os.PathLike[str]) -> WeightFile:
         raise CheckpointError(
             f"checkpoint: {path} must be readable, came {error.strerror}; check the file's permissions"
         ) from error
-    _refuse_other_content(path, head, size)
+    # safetensors first: its first bytes are a number, and may look like any other format's
+    header_bytes = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header_bytes <= MAX_HEADER_BYTES:
+        return _open_safetensors(path, header_end=8 + header_bytes, size=size)
     if head.startswith(ZIP_MAGIC):
         return _open_zip(path)
     if head.startswith(PICKLE_MAGIC):
         return _torch_load(path, mmap=False)
-    if head[8:9] == b"{":
-        return _open_safetensors(path, header_end=8 + int.from_bytes(head[:8], "little"), size=size)
+    _refuse_other_content(path, head, size)
     what = "zeros (an unfinished download)" if not head.strip(b"\0") else f"the bytes {head[:8]!r}"
     raise CheckpointError(
         f"checkpoint: {path.name} must be a .safetensors or PyTorch file, it starts with {what}; {DOWNLOAD_AGAIN}"
@@ -128,6 +139,12 @@ def _open_safetensors(path: Path, *, header_end: int, size: int) -> WeightFile:
             f"checkpoint: {path.name} must be a complete safetensors file ({size} bytes came): {error}; "
             f"{DOWNLOAD_AGAIN}"
         ) from error
+    except (RuntimeError, OSError, MemoryError) as error:
+        _refuse_for_memory(path, error)
+        raise CheckpointError(
+            f"checkpoint: {path.name} must be readable, mapping it failed ({_first_line(error)}); "
+            "copy it to a local disk and load it from there"
+        ) from error
     return WeightFile(path=path, container="safetensors", content=content, metadata=metadata)
 
 
@@ -151,15 +168,17 @@ def _torch_load(path: Path, *, mmap: bool) -> WeightFile:
     try:
         content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
+        _refuse_for_memory(path, error)  # some torch versions wrap RuntimeErrors in it
         raise CheckpointError(
             f"checkpoint: {path.name} must hold tensors alone, came a pickle with "
             f"{_refused_object(error)}, which could run code and is therefore never loaded; "
             "get the original file, or a .safetensors version"
         ) from error
-    except BROKEN_PICKLE as error:
-        reason = str(error).strip().split("\n")[0]
+    except (*BROKEN_PICKLE, MemoryError) as error:
+        _refuse_for_memory(path, error)
         raise CheckpointError(
-            f"checkpoint: {path.name} must be a complete PyTorch file, reading it failed ({reason}); {DOWNLOAD_AGAIN}"
+            f"checkpoint: {path.name} must be a complete PyTorch file, reading it failed ({_first_line(error)}); "
+            f"{DOWNLOAD_AGAIN}"
         ) from error
     return WeightFile(path=path, container="PyTorch", content=content, metadata={})
 
@@ -168,3 +187,18 @@ def _refused_object(error: pickle.UnpicklingError) -> str:
     """The name in torch's ``Unsupported global: GLOBAL os.system was not …``."""
     _, found, rest = str(error).partition("GLOBAL ")
     return f"the Python object {rest.split()[0]}" if found else "something else than tensors in it"
+
+
+def _refuse_for_memory(path: Path, error: Exception) -> None:
+    """Raise if the system had no memory or address space left; the file itself may well be sound."""
+    told = [line.strip() for line in str(error).splitlines() if NO_MEMORY.search(line)]
+    if told or isinstance(error, MemoryError):
+        raise CheckpointError(
+            f"checkpoint: {path.name} must fit into memory and address space ({path.stat().st_size} bytes), the "
+            f"system could not map the file ({told[0] if told else _first_line(error)}); free RAM (close other "
+            "programs), or enlarge the page file (Windows), the swap space or the limit of this process (ulimit -v)"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

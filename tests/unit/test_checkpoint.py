@@ -111,6 +111,32 @@ def test_containers_and_prefixes(tmp_path: Path, container: str | None, prefix: 
     assert set(read.ignored) == ({"iteration", "optimizer"} if container else set())
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("container", ["state_dict", "model", "net"])
+def test_a_tensor_beside_the_container(tmp_path: Path, container: str, nested: bool) -> None:
+    released = make(num_layers=1)
+    inner: dict[str, object] = {f"net.{name}": tensor for name, tensor in released.items()}
+    content = {"iteration": torch.tensor(7), container: {"module": inner} if nested else inner}
+    read = checkpoint.read(tiny.save_pth(tmp_path / "model.pth", content))
+    assert_same(read.tensors, as_native(released))
+    assert read.ignored == ("iteration",)
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "_orig_mod.net."])
+def test_a_container_beside_the_model_is_left_out(tmp_path: Path, prefix: str) -> None:
+    released = make(num_layers=1)
+    content = {"state_dict": {"step": torch.ones(1)}} | {prefix + name: tensor for name, tensor in released.items()}
+    read = checkpoint.read(tiny.save_pth(tmp_path / "model.pth", content))
+    assert_same(read.tensors, as_native(released))
+    assert read.ignored == ("state_dict",)
+
+
+def test_an_empty_container_hides_no_other(tmp_path: Path) -> None:
+    released = make(num_layers=1)
+    content = {"state_dict": {}, "model": released}
+    assert_same(checkpoint.read(tiny.save_pth(tmp_path / "model.pth", content)).tensors, as_native(released))
+
+
 @pytest.mark.parametrize("name", ["_orig_mod.net.{}", "net._checkpoint_wrapped_module.{}"])
 def test_wrappers_before_the_first_name(tmp_path: Path, name: str) -> None:
     released = make()

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbowan.turbo_core import checkpoint
+from turbowan.turbo_core import checkpoint, weight_file
 from turbowan.turbo_core.errors import CheckpointError, UnsupportedModelError
 
 AGAIN = "download it again"
@@ -68,6 +68,21 @@ def header_only(path: Path) -> None:
     os.truncate(path, 100)
 
 
+def set_header_bytes(path: Path, length: int) -> None:
+    """The same safetensors file with its header padded to this length."""
+    data = path.read_bytes()
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    header = data[8:end].rstrip()
+    assert len(header) <= length
+    write(path, struct.pack("<Q", length) + header.ljust(length) + data[end:])
+
+
+def cut_header(path: Path, length: int) -> None:
+    save_file(weights(), path)
+    set_header_bytes(path, length)
+    os.truncate(path, 100)
+
+
 def broken_header(path: Path) -> None:
     write(path, struct.pack("<Q", 20) + b"{" + b"x" * 100)
 
@@ -104,12 +119,15 @@ CASES: list[tuple[str, str, Callable[[Path], object], tuple[str, ...]]] = [
     ("html in capitals", "a.safetensors", lambda path: write(path, b" \n<HTML>no"), ("a web page",)),
     ("lfs pointer", "a.safetensors", lambda path: write(path, LFS), ("git-LFS pointer", "git lfs pull")),
     ("json", "a.safetensors", lambda path: write(path, b'{"error": "Not found"}'), ("JSON text", "model file itself")),
+    ("json, { in 9th place", "a.pth", lambda path: write(path, b'{"data":{"error": 404}}'), ("JSON text",)),
     ("gguf by content", "a.pth", lambda path: write(path, b"GGUF" + bytes(50)), ("came GGUF", "ComfyUI-GGUF")),
     ("gguf by name", "a.gguf", lambda path: write(path, b"?" * 50), ("came GGUF", "Unet Loader (GGUF)")),
     ("half a pth", "a.pth", half_pth, ("the end of its archive is missing", AGAIN)),
     ("half an old pth", "a.pth", half_legacy, ("must be a complete PyTorch file", AGAIN)),
     ("half a safetensors", "a.safetensors", half_safetensors, ("must be a complete safetensors file", AGAIN)),
     ("header cut", "a.safetensors", header_only, ("inside its header", AGAIN)),
+    ("header cut, like a pickle", "a.safetensors", lambda path: cut_header(path, 0x5080), ("inside its header", AGAIN)),
+    ("header cut, like JSON", "a.safetensors", lambda path: cut_header(path, 0x7B20), ("inside its header", AGAIN)),
     ("header broken", "a.safetensors", broken_header, ("must be a complete safetensors file", AGAIN)),
     ("unknown dtype", "a.safetensors", unknown_dtype, ("must be a complete safetensors file",)),
     ("some zip", "a.pth", plain_zip, ("must be saved by PyTorch", "TurboWan.pth", "unpack it")),
@@ -168,3 +186,84 @@ def test_the_same_process_reads_a_good_file_afterwards(tmp_path: Path) -> None:
         checkpoint.read(tmp_path / "bad.pth")
     good = tiny.save_pth(tmp_path / "bad.pth", weights())
     assert checkpoint.read(good).config.num_layers == 1
+
+
+@functools.cache
+def i2v_weights() -> dict[str, Tensor]:
+    return tiny.tiny_tensors(text_dim=64, num_layers=1, in_dim=36)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.sft"])
+def test_every_header_length_is_safetensors(tmp_path: Path, name: str) -> None:
+    """The low byte of the header length may be 0x80 (a pickle's first byte) or a space."""
+    path = tmp_path / name
+    first_bytes = set()
+    for step in range(32):
+        save_file(i2v_weights(), path, metadata={"expert": "high", "pad": "x" * 8 * step})
+        first_bytes.add(path.read_bytes()[0])
+        read = checkpoint.read(path)
+        assert read.expert == "high", step
+        assert read.layout.startswith("safetensors"), step
+    assert first_bytes == set(range(0, 256, 8))
+
+
+@pytest.mark.parametrize("length", [0x5B20, 0x7B20, 0x3C20, 0x5B5B, 0x7B7B, 0x5B0A, 0x5080])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.bin"])
+def test_header_length_that_looks_like_text(tmp_path: Path, name: str, length: int) -> None:
+    path = tmp_path / name
+    save_file(i2v_weights(), path, metadata={"expert": "low"})
+    set_header_bytes(path, length)
+    read = checkpoint.read(path)
+    assert read.expert == "low"
+    assert read.layout.startswith("safetensors")
+
+
+OUT_OF_MEMORY = [
+    RuntimeError("unable to mmap 28600000000 bytes from file </models/a>: Cannot allocate memory (12)\nat x.cpp"),
+    RuntimeError("Couldn't open file mapping: <a>, error code: <1455>"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 28600000000 bytes."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 28600000000 bytes."),
+    OSError(12, "Cannot allocate memory"),
+    OSError("Die Auslagerungsdatei ist zu klein, um diesen Vorgang durchzuführen. (os error 1455)"),
+    MemoryError("Cannot allocate memory (os error 12)"),
+    MemoryError(),
+    pickle.UnpicklingError("Weights only load failed. …\n DefaultCPUAllocator: not enough memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=[f"{type(e).__name__} {i}" for i, e in enumerate(OUT_OF_MEMORY)])
+@pytest.mark.parametrize("save", ["safetensors", "zip", "legacy"])
+def test_no_memory_to_map_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: str, error: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    path = tmp_path / "a.model"
+    if save == "safetensors":
+        if isinstance(error, pickle.UnpicklingError):
+            pytest.skip("safetensors never unpickles")
+        save_file(weights(), path)
+        monkeypatch.setattr(weight_file, "safe_open", fail)
+    else:
+        torch.save(weights(), path, _use_new_zipfile_serialization=save == "zip")
+        monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(CheckpointError, match="could not map the file") as caught:
+        checkpoint.read(path)
+    message = str(caught.value)
+    assert message.startswith("checkpoint: a.model must")
+    assert "; free RAM" in message
+    assert "page file" in message
+    assert AGAIN not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("error", [OSError(19, "No such device"), RuntimeError("unable to mmap: No such device (19)")])
+def test_file_system_that_cannot_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    save_file(weights(), tmp_path / "a.safetensors")
+    monkeypatch.setattr(weight_file, "safe_open", fail)
+    with pytest.raises(CheckpointError, match=r"must be readable, mapping it failed \(.*No such device.*; copy it"):
+        checkpoint.read(tmp_path / "a.safetensors")
