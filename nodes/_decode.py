@@ -14,7 +14,7 @@ from torch import Tensor
 from ..turbo_core import vae as wan_vae
 from ..turbo_core.vae_passes import Progress
 from ._operations import throw_if_interrupted
-from ._sampling import memory_advice
+from ._sampling import VAE_REMEDY, memory_advice
 
 log = logging.getLogger("turbowan")
 
@@ -27,7 +27,7 @@ def decode(vae: VAE, latent: Tensor) -> Tensor:
     """Images [frames, H, W, 3] in 0…1, batches one after another, as VAEDecode gives them."""
     reason = _refusal(vae, latent)
     if reason is None:
-        with memory_advice(WHERE, vae.device):
+        with memory_advice(WHERE, vae.device, VAE_REMEDY):
             images = _decode_wan(vae, latent)
     else:
         log.info("%s: the VAE's own decoder, because %s", WHERE, reason)

@@ -32,6 +32,7 @@ from .choices import PRECISIONS
 log = logging.getLogger("turbowan")
 
 FOLDER = "diffusion_models"
+DEQUANTIZED = torch.bfloat16
 PUBLISHED_ROWS = 128  # tokens that share an activation scale in TurboDiffusion's own kernels
 
 
@@ -61,11 +62,11 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     _layout.register()
     source = checkpoint.read(path)
     device = comfy.model_management.get_torch_device()
-    chosen = attention.resolve(settings.attention, settings.topk, source.config, device)
+    dtype, manual_dtype = _dtypes(source, settings.precision, device)
+    chosen = attention.resolve(settings.attention, settings.topk, source.config, device, manual_dtype or dtype)
     tensors, config = _at_precision(source, settings.precision)
-    dtype, compute_dtype = _dtypes(tensors, device)
     supported = TurboWanSupported(config)
-    supported.set_inference_dtype(dtype, compute_dtype)
+    supported.set_inference_dtype(dtype, manual_dtype)
     supported.custom_operations = HostOperations
     model = supported.get_model(tensors, device=torch.device("meta"))
     network = model.diffusion_model
@@ -103,7 +104,7 @@ def _at_precision(source: Checkpoint, precision: str) -> tuple[dict[str, Tensor]
     config = dataclasses.replace(source.config, quantized=wanted)
     if wanted:
         return block_int8.quantize_tensors(source.tensors, _progress(source.path.name)), config
-    return block_int8.dequantize_tensors(source.tensors, torch.bfloat16), config
+    return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED), config
 
 
 def _progress(name: str) -> block_int8.Progress:
@@ -120,11 +121,12 @@ def _progress(name: str) -> block_int8.Progress:
     return report
 
 
-def _dtypes(tensors: dict[str, Tensor], device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+def _dtypes(source: Checkpoint, precision: str, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
     """The dtype of the dense weights, and the one to compute in where that differs, as the host chooses them."""
     allowed = TurboWanSupported.supported_inference_dtypes
-    elements = sum(tensor.numel() for tensor in tensors.values())
-    found = tensors.get("blocks.0.self_attn.q.weight", tensors["blocks.0.self_attn.q.bias"]).dtype
+    elements = sum(tensor.numel() for tensor in source.tensors.values())
+    dense = source.tensors.get("blocks.0.self_attn.q.weight", source.tensors["blocks.0.self_attn.q.bias"]).dtype
+    found = DEQUANTIZED if precision == "bf16" and source.config.quantized else dense
     dtype = comfy.model_management.unet_dtype(model_params=elements, supported_dtypes=list(allowed), weight_dtype=found)
     if dtype not in allowed:
         log.warning("TurboLoader: %s weights (a ComfyUI start option) do not fit TurboWan; using %s", dtype, allowed[0])

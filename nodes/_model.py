@@ -15,6 +15,7 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
+from ..turbo_core import rcm
 from ..turbo_core.checkpoint import TURBODIFFUSION
 from ..turbo_core.config import T2V_CHANNELS, WanConfig
 from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError
@@ -114,7 +115,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         self.rounds_timestep = False
 
     def process_timestep(self, timestep: Tensor, **conditions: Any) -> Tensor:
-        return timestep.to(torch.bfloat16).to(timestep.dtype) if self.rounds_timestep else timestep
+        return rcm.round_timestep(timestep) if self.rounds_timestep else timestep
 
     def state_dict_for_saving(self, *tensors: Any, **named_tensors: Any) -> dict[str, Any]:
         """The host's file with a mark that native names cannot carry; its arguments differ by version."""

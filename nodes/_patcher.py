@@ -1,21 +1,26 @@
-"""The host's patcher, careful with int8 weights in two places.
+"""The host's patcher, careful in three places.
 
 Inference mode: a quantized weight made inside it cannot become a Parameter outside, nor the reverse. ComfyUI runs
 prompts inside and unloads models on request outside, so weights are made, moved and restored inside throughout.
 
 Saving: ComfyUI up to 0.33 saves a weight that it has not patched yet through a floating-point Parameter made of each
 stored tensor. Int8 codes cannot be one, and on 0.18 they would be written with the dense weight's shape and dtype.
+A file holds what was sampled with: the host notes patches for every name of a state dict, as merges make them, but
+applies them to `weight` and `bias` of leaf modules alone: not to a block's modulation, nor to an int8 scale.
+
+Cloning: a streaming patcher cloned without streaming becomes the host's own class, which is none of ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._model import TurboWanBase
 
@@ -24,6 +29,12 @@ NETWORK = "diffusion_model"
 
 class _Careful:
     """Mixed in before one of the host's patchers, whose arguments differ by version."""
+
+    def clone(self, *args: Any, **options: Any) -> comfy.model_patcher.ModelPatcher:
+        copy = super().clone(*args, **options)
+        if type(copy) is comfy.model_patcher.ModelPatcher:
+            copy.__class__ = _ClassicPatcher
+        return copy
 
     @torch.inference_mode()
     def load(self, *args: Any, **options: Any) -> Any:
@@ -76,10 +87,19 @@ def _patched_state_dict(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, 
     """The network's tensors with every LoRA applied, also to weights that are patched only as they are used."""
     network = patcher.model.diffusion_model
     tensors = network.state_dict()
-    pending = [key for key in patcher.patches if key.startswith(f"{NETWORK}.") and key not in patcher.backup]
-    for key in pending:
-        name = key.removeprefix(f"{NETWORK}.")
+    for name in _patched_as_used(network):
+        key = f"{NETWORK}.{name}"
+        if key not in patcher.patches or key in patcher.backup:
+            continue
         weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
         parts = weight.state_dict(name) if isinstance(weight, QuantizedTensor) else {name: weight}
         tensors.update({part: tensor.to("cpu") for part, tensor in parts.items()})
     return tensors
+
+
+def _patched_as_used(network: nn.Module) -> Iterator[str]:
+    """The tensors that the host's streaming patches: `weight` and `bias` of modules whose children hold none."""
+    for path, module in network.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if len(own) == sum(1 for _ in module.parameters()):
+            yield from (f"{path}.{name}" for name in ("weight", "bias") if name in own)

@@ -38,6 +38,13 @@ Conditioning = list[Any]
 
 _LATENT_FIXES = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
 _RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # the host's spelling
+SAMPLER_REMEDY = (
+    "choose fewer frames or a smaller size, a quantized model (TurboLoader precision 'int8'), attention 'sla' instead "
+    "of 'dense', or start ComfyUI with --lowvram"
+)
+VAE_REMEDY = (
+    "choose fewer frames or a smaller size, close other programs that use the GPU, or start ComfyUI with --lowvram"
+)
 _FAMILY_OF_CHANNELS: dict[int, Family] = {T2V_CHANNELS: "t2v", I2V_CHANNELS: "i2v"}
 
 
@@ -144,7 +151,7 @@ def sample(
     trajectory = Trajectory(stochastic=stochastic, noise=step_noise)
     steps = sum(len(stage.times) - 1 for stage in stages)
     preview = latent_preview.prepare_callback(stages[0].model, steps)
-    with memory_advice(where, stages[0].model.load_device):
+    with memory_advice(where, stages[0].model.load_device, SAMPLER_REMEDY):
         for stage in stages:
             guider = comfy.samplers.CFGGuider(stage.model)
             guider.inner_set_conds({"positive": conditioning})
@@ -203,8 +210,8 @@ def warn_if_swapped(high: ModelPatcher, low: ModelPatcher, where: str) -> None:
 
 
 @contextmanager
-def memory_advice(where: str, device: torch.device) -> Iterator[None]:
-    """Add the peak and what lowers it to an out-of-memory error, which stays torch's own for the host to act on."""
+def memory_advice(where: str, device: torch.device, remedy: str) -> Iterator[None]:
+    """Add the peak and the remedy to an out-of-memory error, which stays torch's own for the host to act on."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -213,11 +220,7 @@ def memory_advice(where: str, device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if _is_out_of_memory(error):
             peak = f" at a peak of {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if cuda else ""
-            error.args = (
-                f"{where}: ran out of memory on {device}{peak}; choose fewer frames or a smaller size, a quantized "
-                f"model (TurboLoader precision 'int8'), attention 'sla' instead of 'dense', or start ComfyUI with "
-                f"--lowvram. {error}",
-            )
+            error.args = (f"{where}: ran out of memory on {device}{peak}; {remedy}. {error}",)
         raise
 
 

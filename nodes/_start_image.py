@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..turbo_core.errors import ConditioningError, LatentError, SettingsError
 from ..turbo_core.vae import LATENT_CHANNELS, SIDE_STRIDE, TIME_STRIDE
-from ._sampling import memory_advice
+from ._sampling import VAE_REMEDY, memory_advice
 from .choices import ADAPTIVE, CUSTOM, SIZES
 
 WHERE = "TurboImageToVideo"
@@ -63,7 +63,7 @@ def attach(conditioning: list[Any], vae: VAE, image: Tensor, size: Size, length:
             "choose one with ImageFromBatch"
         )
     width, height = size
-    with memory_advice(WHERE, comfy.model_management.vae_device()):
+    with memory_advice(WHERE, comfy.model_management.vae_device(), VAE_REMEDY):
         encoded = vae.encode(_frames(image, size, length))
     if encoded.ndim != 5 or encoded.shape[1] != LATENT_CHANNELS:
         raise ConditioningError(

@@ -67,12 +67,16 @@ class TurboLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, attention: str, topk: float, precision: str) -> str:
-        """A file that was replaced is loaded again."""
+    def fingerprint_inputs(
+        cls, file: str | None, attention: str | None, topk: float | None, precision: str | None
+    ) -> str:
+        """A file that was replaced is loaded again. The host gives None for an input that comes from another node."""
         import os
 
         import folder_paths
 
+        if file is None:
+            return "linked"
         path = folder_paths.get_full_path("diffusion_models", file)
         if path is None:
             return "missing"

@@ -17,6 +17,26 @@ SQNR_BLOCK_INT8_WEIGHT_DB = 36.0
 SQNR_BLOCK_INT8_LINEAR_DB = 34.0
 SQNR_SAGE_SCORES_DB = 33.0
 
+# Latents sampled in a host, on tiny models. The same sampling with other rounding of its times or its batch.
+SAME_SAMPLING = 1e-5
+# TurboImageToVideo's conditioning and the host's own: the image is resized from and to the same size.
+SAME_CONDITIONING = 1e-3
+# One model at another precision or with all key blocks kept: the same weights, rounded elsewhere.
+OTHER_PRECISION = 0.02
+# int8 weights and the dense weights they stand for.
+DEQUANTIZED = 5e-3
+# A LoRA on dense weights and the same weights merged, one bf16 rounding apart.
+LORA_DENSE = 0.01
+# A LoRA on int8 weights, rounded to int8 again stochastically (step²/6 of variance), and the dense merged weights.
+LORA_INT8 = 0.02
+# The same with two LoRAs: larger weights, so larger steps.
+LORAS_INT8 = 0.03
+# A LoRA on streamed int8 weights, which then run dense, and the dense merged weights.
+LORA_STREAMED = 0.05
+# What must change a result changes it by more than this.
+MOVED = 0.01
+MOVED_SLIGHTLY = 1e-3
+
 
 def relative_error(out: Tensor, ref: Tensor) -> float:
     """‖out − ref‖ / ‖ref‖ in fp64."""

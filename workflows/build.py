@@ -17,9 +17,24 @@ HERE = Path(__file__).resolve().parent
 SEED_CONTROL = "randomize"  # a second widget value that the frontend keeps after every seed
 THUMBNAIL_WIDTH = 640
 FRONTEND_ONLY = ("MarkdownNote",)
+OURS = "Turbo"  # begins the ids of this pack's nodes
 
+PACK, CORE = "comfyui-turbowan", "comfy-core"  # in the Comfy Registry
+
+HUB = "https://huggingface.co"
+T2V = "TurboWan2.1-T2V-1.3B-480P-quant.pth"
+I2V_HIGH, I2V_LOW = (f"TurboWan2.2-I2V-A14B-{expert}-720P-quant.pth" for expert in ("high", "low"))
 ENCODER, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
-REPACKAGED = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/tree/main/split_files"
+I2V_REPOSITORY = "TurboDiffusion/TurboWan2.2-I2V-A14B-720P"
+REPACKAGED = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+# file → folder in models, repository, folder in the repository
+FILES: dict[str, tuple[str, str, str]] = {
+    T2V: ("diffusion_models", "TurboDiffusion/TurboWan2.1-T2V-1.3B-480P", ""),
+    I2V_HIGH: ("diffusion_models", I2V_REPOSITORY, ""),
+    I2V_LOW: ("diffusion_models", I2V_REPOSITORY, ""),
+    ENCODER: ("text_encoders", REPACKAGED, "split_files/text_encoders"),
+    VAE: ("vae", REPACKAGED, "split_files/vae"),
+}
 
 # class → sockets in the order of its schema, as (name, type)
 INPUTS: dict[str, list[tuple[str, str]]] = {
@@ -76,17 +91,11 @@ def text_to_video() -> Graph:
         "note": note(
             (-420, 0, 380, 420),
             "TurboWan: text to video in 4 steps",
-            [
-                (
-                    "models/diffusion_models",
-                    "TurboWan2.1-T2V-1.3B-480P-quant.pth",
-                    "https://huggingface.co/TurboDiffusion/TurboWan2.1-T2V-1.3B-480P",
-                ),
-            ],
+            [T2V],
             "The 14B files (TurboWan2.1-T2V-14B-480P and -720P) load in the same node. Write long English prompts; "
             "there is no negative prompt and no CFG. Length is 4n+1 frames at 16 fps.",
         ),
-        "model": Node("TurboLoader", (0, 0, 420, 150), loader("TurboWan2.1-T2V-1.3B-480P-quant.pth")),
+        "model": Node("TurboLoader", (0, 0, 420, 150), loader(T2V)),
         "clip": Node("CLIPLoader", (0, 200, 420, 110), {"clip_name": ENCODER, "type": "wan", "device": "default"}),
         "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": VAE}),
         "text": Node("CLIPTextEncode", (460, 0, 420, 200), {"text": prompt}, {"clip": ("clip", 0)}, "Prompt"),
@@ -111,18 +120,16 @@ def image_to_video() -> Graph:
         "The scene comes to life with gentle, natural movement: a light breeze stirs hair, fabric and leaves, and the "
         "light shifts slowly. The camera pushes in steadily and smoothly. Realistic motion, sharp detail, cinematic."
     )
-    link = "https://huggingface.co/TurboDiffusion/TurboWan2.2-I2V-A14B-720P"
-    high, low = (f"TurboWan2.2-I2V-A14B-{expert}-720P-quant.pth" for expert in ("high", "low"))
     return {
         "note": note(
             (-420, 0, 380, 460),
             "TurboWan: image to video in 4 steps",
-            [("models/diffusion_models", high, link), ("models/diffusion_models", low, link)],
+            [I2V_HIGH, I2V_LOW],
             "The video takes the image's shape at the area of the chosen resolution; 480p is faster than 720p. "
             "The two experts take turns on the GPU. Length is 4n+1 frames at 16 fps.",
         ),
-        "high": Node("TurboLoader", (0, 0, 420, 150), loader(high), title="High-noise expert"),
-        "low": Node("TurboLoader", (0, 200, 420, 150), loader(low), title="Low-noise expert"),
+        "high": Node("TurboLoader", (0, 0, 420, 150), loader(I2V_HIGH), title="High-noise expert"),
+        "low": Node("TurboLoader", (0, 200, 420, 150), loader(I2V_LOW), title="Low-noise expert"),
         "clip": Node("CLIPLoader", (0, 400, 420, 110), {"clip_name": ENCODER, "type": "wan", "device": "default"}),
         "vae": Node("VAELoader", (0, 560, 420, 60), {"vae_name": VAE}),
         "text": Node("CLIPTextEncode", (460, 0, 420, 180), {"text": prompt}, {"clip": ("clip", 0)}, "Prompt"),
@@ -173,13 +180,22 @@ def video(corner: tuple[int, int], prefix: str) -> Graph:
     }
 
 
-def note(box: tuple[int, int, int, int], title: str, files: list[tuple[str, str, str]], text: str) -> Node:
-    shared = [
-        ("models/text_encoders", ENCODER, f"{REPACKAGED}/text_encoders"),
-        ("models/vae", VAE, f"{REPACKAGED}/vae"),
-    ]
-    lines = [f"- `{folder}`: [{name}]({link})" for folder, name, link in [*files, *shared]]
+def note(box: tuple[int, int, int, int], title: str, files: list[str], text: str) -> Node:
+    lines = [f"- `models/{FILES[file][0]}`: [{file}]({_page(file)})" for file in [*files, ENCODER, VAE]]
     return Node("MarkdownNote", box, {"text": "\n".join([f"## {title}", "", "Files:", *lines, "", text])}, title="Note")
+
+
+def _page(file: str) -> str:
+    """Where a reader sees the file among its repository's others."""
+    _, repository, folder = FILES[file]
+    return f"{HUB}/{repository}/tree/main/{folder}" if folder else f"{HUB}/{repository}"
+
+
+def _download(file: str) -> dict[str, str]:
+    """The file as ComfyUI's missing-model dialog wants it."""
+    directory, repository, folder = FILES[file]
+    path = f"{folder}/{file}" if folder else file
+    return {"name": file, "url": f"{HUB}/{repository}/resolve/main/{path}", "directory": directory}
 
 
 def to_ui(graph: Graph) -> dict[str, Any]:
@@ -239,8 +255,19 @@ def _ui_node(node: Node, number: int, links: list[list[Any]]) -> dict[str, Any]:
         "inputs": inputs,
         "outputs": outputs,
         **({"title": node.title} if node.title else {}),
-        "properties": {} if node.kind in FRONTEND_ONLY else {"Node name for S&R": node.kind},
+        "properties": _properties(node),
         "widgets_values": list(_widget_values(node)),
+    }
+
+
+def _properties(node: Node) -> dict[str, Any]:
+    if node.kind in FRONTEND_ONLY:
+        return {}
+    models = [_download(value) for value in node.widgets.values() if value in FILES]
+    return {
+        "cnr_id": PACK if node.kind.startswith(OURS) else CORE,
+        "Node name for S&R": node.kind,
+        **({"models": models} if models else {}),
     }
 
 
@@ -290,7 +317,7 @@ def draw(graph: Graph, title: str) -> Image.Image:
             )
     for node in nodes.values():
         x, y, width, height = node.box
-        ours = node.kind.startswith("Turbo")
+        ours = node.kind.startswith(OURS)
         colour = "#2f6fde" if ours else "#3a4150"
         pen.rounded_rectangle([place(x, y), place(x + width, y + height)], 5, fill=colour, outline="#11141a")
         label = node.title or node.kind

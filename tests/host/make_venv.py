@@ -119,9 +119,13 @@ def main() -> None:
     checkout = comfyui_dir()
     if checkout is None:
         sys.exit("make_venv: a ComfyUI checkout must exist at COMFYUI_DIR or ~/comfy/ComfyUI; clone one there")
+    others = [Path(other).expanduser() for other in os.environ.get("TURBOWAN_HOSTS", "").split(",") if other]
+    for other in others:
+        if not (other / "requirements.txt").is_file():
+            sys.exit(f"make_venv: TURBOWAN_HOSTS must name ComfyUI checkouts, {other} has no requirements.txt")
     python = make(checkout)
-    for other in filter(None, os.environ.get("TURBOWAN_HOSTS", "").split(",")):
-        complete(python, Path(other).expanduser())
+    for other in others:
+        complete(python, other)
     print(python)
 
 

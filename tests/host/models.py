@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tiny
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,13 +17,16 @@ T2V_NATIVE, I2V_NATIVE = "native-t2v.safetensors", "native-i2v.safetensors"
 T2V_DENSE_QUANT = "no-proj-quant.pth"  # quantized, not SLA-trained
 T2V_DEQUANTIZED = "no-proj-dequantized.pth"  # the same weights, dequantized
 T2V_LORA_MERGED = "no-proj-lora-merged.pth"  # those plus the LoRA
+T2V_LORAS_MERGED = "no-proj-loras-merged.pth"  # those plus both LoRAs
+T2V_OTHER, T2V_OTHER_QUANT = "other-t2v.pth", "other-t2v-quant.pth"  # other weights of the same shapes, to merge
+T2V_HUGE = "huge-t2v.safetensors"  # finite weights whose output is not
 T2V_DEEP = "deep-quant.pth"  # many blocks: a step takes long
 VAE = "tiny_wan_2.1_vae.safetensors"
-LORA = "tiny-lora.safetensors"
+LORA, LORA_OTHER = "tiny-lora.safetensors", "tiny-lora-other.safetensors"
 
 
 def write_models(models: Path) -> None:
-    """All files of the table above; about 80 MB."""
+    """All files of the table above; about 100 MB."""
     dits = models / "diffusion_models"
     for folder in (dits, models / "vae", models / "loras"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,15 +41,26 @@ def write_models(models: Path) -> None:
     save_file(tiny.native(tiny.tiny_tensors(seed=1)), dits / T2V_NATIVE)
     save_file(tiny.native(tiny.tiny_tensors(in_dim=36, seed=2)), dits / I2V_NATIVE)
     quant = tiny.tiny_tensors(quantized=True, proj_l=False, seed=1)
-    lora = tiny.tiny_lora(quant)
+    lora, other = tiny.tiny_lora(quant), tiny.tiny_lora(quant, seed=1)
     tiny.save_pth(dits / T2V_DENSE_QUANT, quant)
     tiny.save_pth(dits / T2V_DEQUANTIZED, _released(tiny.native(quant)))
-    tiny.save_pth(dits / T2V_LORA_MERGED, _released(tiny.merge_lora(tiny.native(quant), lora)))
+    merged = tiny.merge_lora(tiny.native(quant), lora)
+    tiny.save_pth(dits / T2V_LORA_MERGED, _released(merged))
+    tiny.save_pth(dits / T2V_LORAS_MERGED, _released(tiny.merge_lora(merged, other)))
+    tiny.save_pth(dits / T2V_OTHER, tiny.tiny_tensors(seed=4))
+    tiny.save_pth(dits / T2V_OTHER_QUANT, tiny.tiny_tensors(quantized=True, seed=4))
+    save_file(_huge(tiny.native(tiny.tiny_tensors(seed=1))), dits / T2V_HUGE)
     tiny.save_pth(dits / T2V_DEEP, tiny.tiny_tensors(quantized=True, num_layers=24, seed=1))
     save_file(lora, models / "loras" / LORA)
+    save_file(other, models / "loras" / LORA_OTHER)
     save_file(tiny.tiny_vae_tensors(), models / "vae" / VAE)
 
 
 def _released(native: dict[str, Tensor]) -> dict[str, Tensor]:
     """Native weights in the released layout: the patch embedding as a matrix."""
     return native | {"patch_embedding.weight": native["patch_embedding.weight"].flatten(1)}
+
+
+def _huge(native: dict[str, Tensor]) -> dict[str, Tensor]:
+    weight = native["head.head.weight"]
+    return native | {"head.head.weight": weight.sign() * torch.finfo(weight.dtype).max}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from host import models
 from host.client import ComfyClient
 from host.graphs import TinyGraph, finished
-
-NEAR = 0.05  # a streamed, LoRA-patched int8 layer runs dense
+from host.server import ComfyProcess
+from tolerances import LORA_STREAMED
 
 
 @pytest.mark.parametrize("file", [models.T2V, models.T2V_QUANT])
@@ -58,8 +60,31 @@ def test_lora_on_streamed_int8_weights(client: ComfyClient, kind: str) -> None:
     client.free()
     run = finished(client, graph)
     _assert_streamed(run.report(memory))
-    assert run.report(near)["relative"] < NEAR
-    assert run.report(moved)["relative"] > 2 * NEAR
+    assert run.report(near)["relative"] < LORA_STREAMED
+    assert run.report(moved)["relative"] > 2 * LORA_STREAMED
+
+
+@pytest.mark.parametrize("file", [models.T2V, models.T2V_QUANT])
+def test_a_clone_that_does_not_stream_stays_ours(client: ComfyClient, host: ComfyProcess, file: str) -> None:
+    """A streaming patcher's clone without streaming is of the host's class, which int8 weights cannot bear."""
+    if _version(host) < (0, 16):
+        pytest.skip("this ComfyUI's patchers do not stream")
+    graph = TinyGraph()
+    clone = graph.add("TestPatcher", model=graph.load(file), kind="delegate", budget=1)
+    patched = graph.add("LoraLoaderModelOnly", model=clone, lora_name=models.LORA, strength_model=1.0)
+    usual = graph.add("LoraLoaderModelOnly", model=graph.load(file), lora_name=models.LORA, strength_model=1.0)
+    result = graph.t2v(patched)
+    memory = graph.add("TestMemory", samples=result)[0]
+    comparison = graph.compare(result, graph.t2v(usual))
+    client.free()
+    run = finished(client, graph)
+    assert {model["patcher"] for model in run.report(memory)["models"]} == {"_ClassicPatcher"}
+    assert run.report(comparison)["equal"]
+
+
+def _version(host: ComfyProcess) -> tuple[int, ...]:
+    text = (host.checkout / "comfyui_version.py").read_text()
+    return tuple(int(part) for part in re.search(r'"([\d.]+)"', text)[1].split("."))
 
 
 def _assert_streamed(memory: dict) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from host import models
 from host.client import ComfyClient
 from host.graphs import TinyGraph, finished
 from host.server import ComfyProcess
+from host.workflow import output
 
 STOPS_WITHIN = 15.0  # seconds; the whole run would take minutes
 
@@ -58,6 +61,73 @@ def test_bad_file_then_a_good_one(client: ComfyClient, host: ComfyProcess) -> No
     assert "broken.pth" in run.error
     assert "download" in run.error
     assert _reference(client) == before
+
+
+def test_out_of_memory_names_the_remedy_and_stays_torchs_own(client: ComfyClient) -> None:
+    """The host frees its models on torch's own type alone."""
+    before = _reference(client)
+    graph = TinyGraph()
+    hooked = graph.add(
+        "TestHook", model=graph.load(models.T2V_QUANT), kind="out_of_memory", effect="change", label="memory"
+    )
+    graph.probe(graph.t2v(hooked))
+    run = client.run(graph.prompt)
+    assert run.ending == "execution_error"
+    kind, message = run.error.split(":", 1)
+    assert kind.endswith("OutOfMemoryError")
+    for part in ("TurboT2VSampler: ran out of memory on cpu", "fewer frames", "--lowvram", "Allocation on device"):
+        assert part in message, message
+    assert _reference(client) == before
+
+
+@pytest.mark.parametrize("node", ["TurboVAEDecode", "TurboImageToVideo"])
+def test_out_of_memory_in_the_vae_has_its_own_remedy(client: ComfyClient, node: str) -> None:
+    graph = TinyGraph()
+    vae = graph.add("TestFullVAE", vae=graph.vae())
+    if node == "TurboVAEDecode":
+        latent = graph.add("TestLatent", seed=3, channels=16, frames=2, height=8, width=8, batch=1)
+        graph.add("TestImageProbe", image=graph.add(node, samples=latent, vae=vae))
+    else:
+        image = graph.add("TestImage", seed=5, width=64, height=64, batch=1)
+        made = graph.add(
+            node, conditioning=graph.text(), vae=vae, image=image, resolution="custom", aspect="adaptive", width=64,
+            height=64, length=5, batch_size=1,
+        )  # fmt: skip
+        graph.probe(output(made, 1))
+    run = client.run(graph.prompt)
+    assert run.ending == "execution_error"
+    kind, message = run.error.split(":", 1)
+    assert kind.endswith("OutOfMemoryError")
+    assert f"{node}: ran out of memory on cpu" in message
+    assert "close other programs" in message
+    assert "attention" not in message
+
+
+@pytest.mark.parametrize("sampler", ["stock", "own"])
+def test_infinite_output_names_the_timestep(client: ComfyClient, sampler: str) -> None:
+    before = _reference(client)
+    graph = TinyGraph()
+    model, text, latent = graph.load(models.T2V_HUGE), graph.text(), graph.empty()
+    graph.probe(graph.ksampler(model, text, latent) if sampler == "stock" else graph.t2v(model, text, latent))
+    run = client.run(graph.prompt)
+    assert run.ending == "execution_error"
+    assert re.search(r"the network must give finite values, got NaN or infinity at timestep \d+", run.error), run.error
+    assert _reference(client) == before
+
+
+def test_a_linked_file_is_loaded_once(client: ComfyClient) -> None:
+    """The file's name comes from another node: a second prompt takes the loaded model from the host's cache."""
+    client.free()
+    first, second = (_linked(seed) for seed in (1, 2))
+    loader = next(node for node, data in first.prompt.items() if data["class_type"] == "TurboLoader")
+    assert loader in finished(client, first).executed()
+    assert loader not in finished(client, second).executed()
+
+
+def _linked(seed: int) -> TinyGraph:
+    graph = TinyGraph()
+    graph.probe(graph.t2v(graph.load(graph.add("TestName", name=models.T2V_QUANT)), seed=seed, steps=1))
+    return graph
 
 
 def test_replaced_file_is_loaded_again(client: ComfyClient, host: ComfyProcess) -> None:

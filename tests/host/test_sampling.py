@@ -6,6 +6,8 @@ import pytest
 from host import models
 from host.client import ComfyClient
 from host.graphs import I2V_TIMESTEPS, LENGTH, T2V_TIMESTEPS, TinyGraph, finished
+from host.workflow import Link
+from tolerances import MOVED, OTHER_PRECISION, SAME_MATHS_FP32, SAME_SAMPLING
 
 LATENT_SHAPE = [1, 16, (LENGTH + 3) // 4, 12, 20]
 
@@ -80,8 +82,8 @@ def test_ode_of_a_batch_equals_its_parts(client: ComfyClient) -> None:
     second = graph.add("LatentFromBatch", samples=both, batch_index=1, length=1)
     same, other = graph.compare(first, one), graph.compare(second, one)
     run = finished(client, graph)
-    assert run.report(same)["relative"] < 1e-5
-    assert run.report(other)["relative"] > 0.1
+    assert run.report(same)["relative"] < SAME_SAMPLING
+    assert run.report(other)["relative"] > MOVED
 
 
 @pytest.mark.parametrize("file", [models.T2V, models.T2V_QUANT])
@@ -110,17 +112,47 @@ def test_odd_latent_sides(client: ComfyClient) -> None:
     assert report["shape"] == [1, 16, 3, 11, 19]
 
 
-@pytest.mark.parametrize(
-    ("attention", "precision"), [("sla", "exact"), ("sla", "bf16"), ("dense", "auto"), ("sla", "int8")]
-)
-def test_loader_settings_stay_near_each_other(client: ComfyClient, attention: str, precision: str) -> None:
-    """Every setting is the same model: with all blocks kept, its result stays near the default's."""
+@pytest.mark.parametrize("precision", ["exact", "bf16", "int8"])
+def test_precisions_stay_near_each_other(client: ComfyClient, precision: str) -> None:
+    """Every precision is the same model: with all blocks kept, its result stays near the default's."""
     graph = TinyGraph()
     text, latent = graph.text(), graph.empty()
     file = models.T2V if precision == "int8" else models.T2V_QUANT
-    chosen = graph.t2v(graph.load(file, attention=attention, precision=precision, topk=1.0), text, latent)
+    chosen = graph.t2v(graph.load(file, precision=precision, topk=1.0), text, latent)
     usual = graph.t2v(graph.load(models.T2V_QUANT, topk=1.0), text, latent)
     comparison = graph.compare(chosen, usual)
     report = finished(client, graph).report(comparison)
     assert report["a"]["finite"]
-    assert report["relative"] < (2.0 if attention == "dense" else 0.1)
+    assert report["relative"] < OTHER_PRECISION
+
+
+@pytest.mark.parametrize("file", [models.T2V, models.T2V_QUANT])
+def test_dense_attention_lacks_the_linear_branch(client: ComfyClient, file: str) -> None:
+    """Even with all blocks kept, SLA is not dense attention: its linear branch moves the result."""
+    graph = TinyGraph()
+    text, latent = graph.text(), graph.empty()
+    dense = graph.t2v(graph.load(file, attention="dense"), text, latent)
+    sparse = graph.t2v(graph.load(file, attention="sla", topk=1.0), text, latent)
+    comparison = graph.compare(dense, sparse)
+    report = finished(client, graph).report(comparison)
+    assert report["a"]["finite"]
+    assert report["relative"] > 10 * OTHER_PRECISION
+
+
+def test_noise_mask(client: ComfyClient) -> None:
+    """Where the mask is 0 the input stays, where it is 1 the result is as without a mask."""
+    graph = TinyGraph()
+    model, text = graph.load(), graph.text()
+    given = graph.add("TestLatent", seed=9, channels=16, frames=3, height=12, width=20, batch=1)
+
+    def sampled(value: float) -> Link:
+        mask = graph.add("SolidMask", value=value, width=20, height=12)
+        return graph.t2v(model, text, graph.add("SetLatentNoiseMask", samples=given, mask=mask))
+
+    plain = graph.t2v(model, text, given)
+    kept, free = graph.compare(sampled(0.0), given), graph.compare(sampled(1.0), plain)
+    moved = graph.compare(plain, given)
+    run = finished(client, graph)
+    assert run.report(kept)["relative"] < SAME_MATHS_FP32
+    assert run.report(free)["relative"] < SAME_MATHS_FP32
+    assert run.report(moved)["relative"] > MOVED

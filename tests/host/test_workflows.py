@@ -20,6 +20,8 @@ NODES = {
     "TurboWan_I2V": {"TurboLoader": 2, "TurboImageToVideo": 1, "TurboI2VSampler": 1, "TurboVAEDecode": 1},
 }
 
+LOADERS = {"TurboLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae"}  # to folder
+
 
 def shipped(name: str) -> Prompt:
     return json.loads(SHIPPED[name].read_text())
@@ -54,6 +56,24 @@ def test_both_workflows_are_shipped() -> None:
         prompt = shipped(name)
         assert {kind: len(nodes_of(prompt, kind)) for kind in wanted} == wanted
         assert [prompt[node]["inputs"]["fps"] for node in nodes_of(prompt, "CreateVideo")] == [16.0]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_ui_workflow_names_packs_and_downloads(name: str) -> None:
+    """What the frontend's dialogs about missing nodes and models read."""
+    nodes = json.loads((REPO / "workflows" / f"{name}.json").read_text())["nodes"]
+    for node in nodes:
+        if node["type"] == "MarkdownNote":
+            continue
+        ours = node["type"].startswith("Turbo")
+        assert node["properties"]["cnr_id"] == ("comfyui-turbowan" if ours else "comfy-core")
+        if node["type"] in LOADERS:
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0]
+            assert model["directory"] == LOADERS[node["type"]]
+            assert model["url"].startswith("https://huggingface.co/")
+            assert model["url"].endswith(f"/{model['name']}")
+            assert "/resolve/main/" in model["url"]
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["bf16", "int8"])

@@ -72,6 +72,16 @@ def _attention(model: Any, change: bool, note: Note) -> None:
     model.model_options["transformer_options"]["optimized_attention_override"] = override
 
 
+def _memory(model: Any, change: bool, note: Note) -> None:
+    def wrap(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        note(None)
+        if change:
+            raise torch.OutOfMemoryError("Allocation on device")
+        return executor(*args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "turbowan-test", wrap)
+
+
 INSTALLERS = {
     "block_replace": _block_replace,
     "attn1_patch": _attn1,
@@ -79,6 +89,7 @@ INSTALLERS = {
     "double_block": _double_block,
     "wrapper": _wrapper,
     "attention_override": _attention,
+    "out_of_memory": _memory,
 }
 
 

@@ -1,11 +1,11 @@
-"""Patchers that load only part of a model, and a report of what is loaded."""
+"""Patchers and VAEs in want of memory, and a report of what is loaded."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import comfy.model_management
-import comfy.model_patcher
 import torch
 
 from .probes import report
@@ -14,11 +14,10 @@ CATEGORY = "testing"
 
 
 class TestPatcher:
-    """The same MODEL under a chosen patcher.
+    """The same MODEL with its patcher's class derived from.
 
-    classic: the host's ModelPatcher, everything loaded; partial: the same with only ``budget`` bytes loaded, the
-    other modules streaming their weights. (The dynamic patcher needs a GPU: on the CPU the host itself takes the
-    classic one instead.)
+    partial: only ``budget`` bytes are loaded, the other modules stream their weights. delegate: the clone that a
+    patcher which says it is dynamic makes without streaming. (The dynamic patcher itself needs a GPU.)
     """
 
     @classmethod
@@ -26,7 +25,7 @@ class TestPatcher:
         return {
             "required": {
                 "model": ("MODEL",),
-                "kind": (["classic", "partial"],),
+                "kind": (["partial", "delegate"],),
                 "budget": ("INT", {"default": 1, "min": 1, "max": 1 << 40}),
             }
         }
@@ -36,10 +35,17 @@ class TestPatcher:
     CATEGORY = CATEGORY
 
     def wrap(self, model: Any, kind: str, budget: int) -> tuple:
-        base = comfy.model_patcher.ModelPatcher
         patched = model.clone()
-        patched.__class__ = base if kind != "partial" else _partial(base, budget)
-        return (patched,)
+        patched.__class__ = _partial(type(model), budget) if kind == "partial" else _dynamic(type(model))
+        return (patched if kind == "partial" else patched.clone(disable_dynamic=True),)
+
+
+def _dynamic(base: type) -> type:
+    class DynamicPatcher(base):
+        def is_dynamic(self) -> bool:
+            return True
+
+    return DynamicPatcher
 
 
 def _partial(base: type, budget: int) -> type:
@@ -75,4 +81,25 @@ def _describe(patcher: Any) -> dict:
     }
 
 
-NODES = (TestPatcher, TestMemory)
+class TestFullVAE:
+    """The VAE as it is when the device's memory is full."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"vae": ("VAE",)}}
+
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "fill"
+    CATEGORY = CATEGORY
+
+    def fill(self, vae: Any) -> tuple:
+        full = copy.copy(vae)
+        full.encode = full.throw_exception_if_invalid = _run_out
+        return (full,)
+
+
+def _run_out(*args: Any) -> None:
+    raise torch.OutOfMemoryError("Allocation on device")
+
+
+NODES = (TestPatcher, TestMemory, TestFullVAE)

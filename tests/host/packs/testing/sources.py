@@ -88,4 +88,28 @@ class TestImage:
         return (image.movedim(1, -1).contiguous(),)
 
 
-NODES = (TestConditioning, TestLatent, TestImage)
+class _AnyType(str):
+    """A type that the host takes for any other, as nodes that give file names have it."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+class TestName:
+    """A text that fits a menu."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"name": ("STRING", {})}}
+
+    RETURN_TYPES = (_AnyType("*"),)
+    FUNCTION = "make"
+    CATEGORY = CATEGORY
+
+    def make(self, name: str) -> tuple:
+        return (name,)
+
+
+NODES = (TestConditioning, TestLatent, TestImage, TestName)
