@@ -17,6 +17,7 @@ from typing import Any
 import websocket
 
 PREVIEW_IMAGE = 1
+FREE_TIMEOUT = 30
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 Prompt = dict[str, dict[str, Any]]
 
@@ -94,9 +95,16 @@ class ComfyClient:
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 
-    def free(self) -> None:
-        """Ask for all models to be unloaded and caches dropped; the host does so before its next prompt."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
+    def free(self, *, caches: bool = True) -> None:
+        """Have all models unloaded, and the caches dropped, before the next prompt."""
+        self.post("/free", {"unload_models": True, "free_memory": caches})
+        # The host notes the wish and may still run a prompt that comes at once first: wait until its worker has
+        # taken the note; the same thread runs the prompts.
+        deadline = time.monotonic() + FREE_TIMEOUT
+        while self.get("/turbowan_test/wishes"):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the host must take a /free within 30 s; a prompt is still running")
+            time.sleep(0.02)
 
     def view(self, filename: str, subfolder: str = "", kind: str = "output") -> bytes:
         query = urllib.parse.urlencode({"filename": filename, "subfolder": subfolder, "type": kind})

@@ -17,7 +17,7 @@ def test_unload_and_reload_give_the_same_latents(client: ComfyClient, file: str)
     graph = TinyGraph()
     probe = graph.probe(graph.t2v(graph.load(file), seed=41))
     first = finished(client, graph).report(probe)["sha256"]
-    client.post("/free", {"unload_models": True, "free_memory": False})
+    client.free(caches=False)
     other = TinyGraph()
     finished_other = finished(client, _with_probe(other, file, seed=42))
     assert finished_other.ok
