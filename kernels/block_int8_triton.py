@@ -28,9 +28,15 @@ LINEAR_GROUP_M, LINEAR_GROUP_M_TMA = 8, 16
 
 
 @triton.jit
+def round_even(x):
+    """To the nearest integer, ties to even, for magnitudes below 2^22."""
+    return (x + ROUND_MAGIC) - ROUND_MAGIC
+
+
+@triton.jit
 def encode_rows(x, amax):
     """Int8 codes of [M, N] under an amax per row."""
-    rounded = (x * (128.0 / amax)[:, None] + ROUND_MAGIC) - ROUND_MAGIC
+    rounded = round_even(x * (128.0 / amax)[:, None])
     return tl.minimum(tl.maximum(rounded, -128.0), 127.0).to(tl.int8)
 
 

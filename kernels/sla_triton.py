@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .block_int8_triton import round_even
 from .sage import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .sla import BLOCK_K, BLOCK_Q, LinearBranch
 
 # Keys that one program of the feature sums walks through: enough programs for every multiprocessor, few enough [D, D]
 # stores. 0.156 ms at 32,760 keys and 12 heads on an H200; 0.247 ms with 2,048 keys in blocks of 64.
 FEATURE_CHUNK = 512
-ROUND_MAGIC = tl.constexpr(12582912.0)
 
 
 @triton.jit(do_not_specialize=["length", "blocks"])
@@ -138,7 +138,7 @@ def _quantize_heads_kernel(
     else:
         tl.store(scale_ptr + batch_head.to(tl.int64) * length + rows, amax * (1.0 / CODE_LIMIT), mask=inside)
     scaled = x * (CODE_LIMIT / amax)[:, None]
-    codes = ((scaled + ROUND_MAGIC) - ROUND_MAGIC).to(tl.int8)
+    codes = round_even(scaled).to(tl.int8)
     out = codes_ptr + ((batch * length + rows) * heads + head)[:, None] * D + columns[None, :]
     tl.store(out, codes, mask=inside[:, None])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from .choices import CATEGORY, SAMPLERS
-from .t2v_sampler import noise_input, seed_input, steps_input
+from .t2v_sampler import noise_input, seed_input, sigma_max_input, steps_input
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -31,15 +31,7 @@ class TurboI2VSampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The latent of the node that made the conditioning."),
                 seed_input(),
                 steps_input(),
-                io.Float.Input(
-                    "sigma_max",
-                    default=200.0,
-                    min=15.0,
-                    max=2000.0,
-                    step=1.0,
-                    round=0.01,
-                    tooltip="Noise level of the first step. 200 for image to video.",
-                ),
+                sigma_max_input(200.0, "200 for image to video."),
                 io.Float.Input(
                     "boundary",
                     default=0.9,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .choices import CATEGORY, SAMPLERS
-from .t2v_sampler import steps_input
+from .t2v_sampler import sigma_max_input, steps_input
 
 
 class TurboScheduler(io.ComfyNode):
@@ -20,15 +20,7 @@ class TurboScheduler(io.ComfyNode):
             description="The times that the distilled models were trained for.",
             inputs=[
                 steps_input(),
-                io.Float.Input(
-                    "sigma_max",
-                    default=80.0,
-                    min=15.0,
-                    max=2000.0,
-                    step=1.0,
-                    round=0.01,
-                    tooltip="Noise level of the first step. 80 for text to video, 200 for image to video.",
-                ),
+                sigma_max_input(80.0, "80 for text to video, 200 for image to video."),
             ],
             outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )

@@ -28,15 +28,7 @@ class TurboT2VSampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="An empty latent (EmptyHunyuanLatentVideo) sets size and length."),
                 seed_input(),
                 steps_input(),
-                io.Float.Input(
-                    "sigma_max",
-                    default=80.0,
-                    min=15.0,
-                    max=2000.0,
-                    step=1.0,
-                    round=0.01,
-                    tooltip="Noise level of the first step. 80 for text to video.",
-                ),
+                sigma_max_input(80.0, "80 for text to video."),
                 noise_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The video as a latent, for TurboVAEDecode or VAEDecode.")],
@@ -76,6 +68,18 @@ def seed_input() -> io.Int.Input:
 
 def steps_input() -> io.Int.Input:
     return io.Int.Input("steps", default=4, min=1, max=4, tooltip="4 for quality; fewer are faster and rougher.")
+
+
+def sigma_max_input(default: float, usual: str) -> io.Float.Input:
+    return io.Float.Input(
+        "sigma_max",
+        default=default,
+        min=15.0,
+        max=2000.0,
+        step=1.0,
+        round=0.01,
+        tooltip=f"Noise level of the first step. {usual}",
+    )
 
 
 def noise_input() -> io.Combo.Input:

@@ -1,6 +1,7 @@
 """Shared fixtures: where kernels run in this session, and poisoned memory."""
 
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -15,6 +16,25 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+NEED_MORE = ("host", "browser")  # markers of tests that skip where something is not installed, loudly
+_skipped: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skipped.update((marker, reason) for marker in NEED_MORE if item.get_closest_marker(marker))
+
+
+def pytest_terminal_summary(terminalreporter):
+    for (marker, reason), count in _skipped.items():
+        line = f"{count} {marker.upper()} TESTS DID NOT RUN: {reason}"
+        terminalreporter.write_sep("!", line, yellow=True, bold=True)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from host.models import write_models
 from host.server import ComfyProcess
 
 FLAGS = ("--preview-method", "latent2rgb")
-_skipped: dict[str, int] = {}
 
 
 def _checkouts() -> list[Path | None]:
@@ -92,17 +91,3 @@ def _assert_healthy(host: ComfyProcess) -> None:
     log = host.log()
     assert host.alive(), f"ComfyUI must survive; its log ends:\n{log[-4000:]}"
     assert "Exception in thread" not in log, f"ComfyUI's worker must survive; its log ends:\n{log[-4000:]}"
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    outcome = yield
-    report = outcome.get_result()
-    if report.skipped and item.get_closest_marker("host"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        _skipped[reason] = _skipped.get(reason, 0) + 1
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason, count in _skipped.items():
-        terminalreporter.write_sep("!", f"{count} HOST TESTS DID NOT RUN: {reason}", yellow=True, bold=True)
