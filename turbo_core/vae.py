@@ -151,9 +151,12 @@ class WanVAE(nn.Module):
         levels = self.decoder.levels()
         return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget)
 
-    def plan_encode(self, size: tuple[int, int, int], *, chunk: int | None, budget: int | None) -> Plan:
+    def plan_encode(
+        self, size: tuple[int, int, int], *, chunk: int | None, budget: int | None, still: bool = False
+    ) -> Plan:
+        """As ``plan_decode``; ``still`` where the clip is longer than what is given of it."""
         levels = self.encoder.levels()
-        return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget)
+        return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget, still=still)
 
     @torch.no_grad()
     def decode(
@@ -198,6 +201,7 @@ class WanVAE(nn.Module):
         self,
         x_BCTHW: Tensor,
         *,
+        length: int | None = None,
         chunk: int | None = None,
         memory_budget_bytes: int | None = None,
         progress: Progress | None = None,
@@ -206,12 +210,14 @@ class WanVAE(nn.Module):
     ) -> Tensor:
         """Video of 4n+1 frames in [-1, 1] to the mean of its raw latents [B, 16, n+1, H/8, W/8].
 
-        The video may be on any device: only a pass's frames move to the weights'. Options as in ``decode``.
+        The video may be on any device: only a pass's frames move to the weights'. ``length``: frames of the video
+        where its last given frame stands still to the end; what repeats is not computed (``vae_still``). Other
+        options as in ``decode``.
         """
-        _check_video(x_BCTHW, self.config.in_channels)
-        batch, _, frames, height, width = x_BCTHW.shape
+        batch, _, given, height, width = _check_video(x_BCTHW, self.config.in_channels, length)
+        frames = given if length is None else length
         size = 1 + (frames - 1) // TIME_STRIDE, height // SIDE_STRIDE, width // SIDE_STRIDE
-        plan = self.plan_encode(size, chunk=chunk, budget=memory_budget_bytes)
+        plan = self.plan_encode(size, chunk=chunk, budget=memory_budget_bytes, still=frames > given)
         shape = (batch, LATENT_CHANNELS, *size)
         canvas = Canvas(plan, shape, 1, output_device or self.device, self.dtype, progress)
         levels = self.encoder.levels()
@@ -220,7 +226,8 @@ class WanVAE(nn.Module):
                 slice(*(SIDE_STRIDE * edge for edge in span)) for span in (plan.rows[row], plan.columns[column])
             )
             x = x_BCTHW[sample : sample + 1, :, :, rows, columns]
-            for piece in stream(levels, plan.frames, x, like=self.conv2.weight, interrupted=interrupted):
+            passes = stream(levels, plan.frames, x, like=self.conv2.weight, interrupted=interrupted, length=length)
+            for piece in passes:
                 canvas.paint(self.conv1(piece)[:, :LATENT_CHANNELS], sample, row, column)
                 del piece
         return canvas.result()
@@ -311,13 +318,16 @@ def _check_latents(z: Tensor) -> None:
         )
 
 
-def _check_video(x: Tensor, channels: int) -> None:
+def _check_video(x: Tensor, channels: int, length: int | None) -> torch.Size:
     if x.ndim != 5 or x.shape[1] != channels or x.numel() == 0 or not x.is_floating_point():
         raise LatentError(
             f"VAE encode: video must be floating point [B, {channels}, T, H, W] in [-1, 1], got {x.dtype} "
             f"{list(x.shape)}; permute or convert it"
         )
-    _, _, frames, height, width = x.shape
+    _, _, given, height, width = x.shape
+    frames = given if length is None else length
+    if frames < given:
+        raise LatentError(f"VAE encode: length must be at least the {given} frames given, got {frames}; cut the video")
     if frames % TIME_STRIDE != 1:
         nearest = TIME_STRIDE * ((frames - 1) // TIME_STRIDE) + 1
         raise LatentError(f"VAE encode: frames must be 4n+1, got {frames}; cut the video to {nearest}")
@@ -325,3 +335,4 @@ def _check_video(x: Tensor, channels: int) -> None:
         raise LatentError(
             f"VAE encode: sides must be multiples of {SIDE_STRIDE}, got {width}x{height}; crop or resize it"
         )
+    return x.shape

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .vae_layers import TIME, Past
+from .vae_layers import TIME, Layer, Past
 from .vae_plan import Level, Plan, blend_weights
+from .vae_still import StillClip
 
 log = logging.getLogger(__name__)
 
@@ -24,27 +25,52 @@ def stream(
     *,
     like: Tensor,
     interrupted: Callable[[], None] | None,
+    length: int | None = None,
 ) -> Iterator[Tensor]:
-    """Frames as they leave the last level, computed on the device and in the type of ``like``."""
+    """Frames as they leave the last level, computed on the device and in the type of ``like``.
+
+    ``length``: frames of the clip, where ``x`` holds its beginning and the last given frame stands to the end.
+    """
+    still = None if length is None else StillClip(frames=length, distinct=x.shape[TIME])
     layout = torch.channels_last_3d if like.device.type == "cuda" else torch.contiguous_format
-    past = Past(memory_format=layout, wanted=x.shape[TIME] > 1)
+    past = Past(memory_format=layout, wanted=(length or x.shape[TIME]) > 1)
     pieces = (piece.to(like, memory_format=layout) for piece in regroup(iter((x,)), frames[0]))
     for level, count in zip(levels, frames, strict=True):
-        pieces = _passes(level, regroup(pieces, count), past, interrupted)
-    return pieces
+        for layer in level.layers:
+            if still is not None:
+                pieces = hold(pieces, still.distinct, still.wanted(layer))
+                still = still.behind(layer)
+            pieces = _passes(layer, regroup(pieces, count), past, interrupted)
+    return pieces if still is None else hold(pieces, still.distinct, still.frames)
 
 
 def _passes(
-    level: Level, pieces: Iterator[Tensor], past: Past, interrupted: Callable[[], None] | None
+    layer: Layer, pieces: Iterator[Tensor], past: Past, interrupted: Callable[[], None] | None
 ) -> Iterator[Tensor]:
     for x in pieces:
-        for layer in level.layers:
-            if interrupted is not None:
-                interrupted()
-            x = layer(x, past)
-        last = [x]
-        del x  # while suspended, a generator must not hold what the next level has taken over
+        if interrupted is not None:
+            interrupted()
+        last = [layer(x, past)]
+        del x  # while suspended, a generator must not hold what the next layer has taken over
         yield last.pop()
+
+
+def hold(pieces: Iterator[Tensor], given: int, wanted: int) -> Iterator[Tensor]:
+    """The pieces, ``given`` frames in all, then their last frame again and again: ``wanted`` frames.
+
+    The frames that repeat are one tensor; no layer writes to its input.
+    """
+    again: list[Tensor] = []
+    for piece in pieces:
+        given -= piece.shape[TIME]
+        wanted -= piece.shape[TIME]
+        if given == 0 < wanted:
+            again = [piece[:, :, -1:].clone()] * wanted  # a view would keep the whole piece
+        last = [piece]
+        del piece  # as in _passes
+        yield last.pop()
+    while again:
+        yield again.pop()
 
 
 def regroup(pieces: Iterator[Tensor], count: int) -> Iterator[Tensor]:

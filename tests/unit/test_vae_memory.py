@@ -80,6 +80,17 @@ def test_planned_bytes_bound_the_peak(model, direction: str, chunk: int | None) 
     assert memory.live == result.nbytes, "nothing outlives the call"
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_planned_bytes_bound_the_peak_of_a_still_clip(model, chunk: int | None) -> None:
+    x, length = video(2, (6, 4))[:, :, :2].contiguous(), 81
+    plan = model.plan_encode((21, 6, 4), chunk=chunk, budget=None, still=True)
+    with LiveBytes(x, *model.state_dict().values()) as memory:
+        result = model.encode(x, length=length, chunk=chunk)
+    peak = memory.peak - result.nbytes
+    assert peak <= plan.working_bytes <= 1.5 * peak
+    assert memory.live == result.nbytes, "nothing outlives the call"
+
+
 def test_peak_does_not_grow_with_the_clip_or_the_batch(model) -> None:
     def peak(frames: int, batch: int) -> int:
         z = latents(frames, (4, 4), batch)
