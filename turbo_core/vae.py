@@ -8,6 +8,7 @@ diffusion model works on ``normalize``d ones. Decoded values are not clamped.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class VAEConfig:
     width: int = 96
     in_channels: int = 3
     out_channels: int = 3
+
+
+def latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """T, H and W of the latent of a video of 4n+1 frames."""
+    return 1 + (frames - 1) // TIME_STRIDE, height // SIDE_STRIDE, width // SIDE_STRIDE
 
 
 def normalize(z_BCTHW: Tensor) -> Tensor:
@@ -216,7 +222,7 @@ class WanVAE(nn.Module):
         """
         batch, _, given, height, width = _check_video(x_BCTHW, self.config.in_channels, length)
         frames = given if length is None else length
-        size = 1 + (frames - 1) // TIME_STRIDE, height // SIDE_STRIDE, width // SIDE_STRIDE
+        size = latent_size(frames, height, width)
         plan = self.plan_encode(size, chunk=chunk, budget=memory_budget_bytes, still=frames > given)
         shape = (batch, LATENT_CHANNELS, *size)
         canvas = Canvas(plan, shape, 1, output_device or self.device, self.dtype, progress)
@@ -305,8 +311,11 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             f"VAE: weights must be bf16, fp16 or fp32, got {', '.join(sorted(map(str, types)))}; "
             f"use an unquantized wan_2.1_vae.safetensors"
         )
-    vectors = (tensor for name, tensor in tensors.items() if name.endswith((".bias", ".gamma")))
-    if not all(bool(vector.isfinite().all()) for vector in vectors):  # each where it lies: a host may spread them
+    finite: defaultdict[torch.device, list[Tensor]] = defaultdict(list)  # a host may spread them
+    for name, tensor in tensors.items():
+        if name.endswith((".bias", ".gamma")):
+            finite[tensor.device].append(tensor.isfinite().all())
+    if not all(bool(torch.stack(flags).all()) for flags in finite.values()):  # one wait per device, not per vector
         raise CheckpointError("VAE: norms and biases must be finite, got NaN or infinity; download the file again")
 
 

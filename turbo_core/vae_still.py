@@ -5,8 +5,8 @@ An input that stands still from frame s on therefore gives an output that stands
 
     s' = ⌈(s + 2) / r⌉
 
-on, zeros before the clip included. It is a matter of counting: frames are never compared. A level of the encoder lets
-the image before 80 grey frames reach 10 frames further, so at full resolution 12 of 81 frames are computed.
+on, zeros before the clip included. So it is counted, and frames are never compared. An image before 80 grey frames
+reaches 10 frames further at full resolution: 12 frames of 81 are computed there.
 """
 
 from __future__ import annotations
