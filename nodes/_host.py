@@ -23,7 +23,7 @@ from ..turbo_core.checkpoint import Checkpoint
 from ..turbo_core.config import WanConfig
 from ..turbo_core.errors import CheckpointError, SettingsError
 from ..turbo_core.native_names import is_block_linear_weight
-from . import _layout
+from . import _file_slices, _layout
 from ._model import TurboWanBase, TurboWanSupported
 from ._operations import HostOperations
 from ._patcher import make_patcher
@@ -70,7 +70,9 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     supported.custom_operations = HostOperations
     model = supported.get_model(tensors, device=torch.device("meta"))
     network = model.diffusion_model
-    network.load(_converted(tensors, dtype))
+    converted = _converted(tensors, dtype)
+    _file_slices.mark(converted.values(), source.spans)
+    network.load(converted)
     network.attention = chosen
     if settings.precision == "exact":
         network.set_activation_rows(PUBLISHED_ROWS)
