@@ -63,7 +63,7 @@ class Activation:
         return self._quantized[rows]
 
 
-class _Lending(nn.Module):
+class Lending(nn.Module):
     """A module that owns `weight` and perhaps `bias`."""
 
     weight: nn.Parameter
@@ -76,7 +76,7 @@ class _Lending(nn.Module):
         yield Lent(self.weight.to(x.device, x.dtype), bias)
 
 
-class Linear(_Lending):
+class Linear(Lending):
     """y = x Wᵀ + b with a dense or block-int8 weight.
 
     Attributes:
@@ -154,7 +154,7 @@ class Linear(_Lending):
             destination[prefix + "int8_weight"] = destination.pop(prefix + "weight")
 
 
-class RMSNorm(_Lending):
+class RMSNorm(Lending):
     """Holds an RMS norm's weight; `kernels.norm.rms_norm_rope` computes it."""
 
     def __init__(
@@ -166,7 +166,7 @@ class RMSNorm(_Lending):
         self.register_parameter("bias", None)
 
 
-class LayerNorm(_Lending):
+class LayerNorm(Lending):
     """Holds an affine layer norm's weight and bias; `kernels.norm.layer_norm` computes it."""
 
     def __init__(
@@ -178,7 +178,7 @@ class LayerNorm(_Lending):
         self.bias = _parameter(dim, device=device, dtype=dtype)
 
 
-class PatchEmbedding(_Lending):
+class PatchEmbedding(Lending):
     """A convolution whose stride is its kernel, as native Wan stores it: weight [dim, in, kt, kh, kw]."""
 
     def __init__(

@@ -8,21 +8,24 @@ Time embedding, modulation, norms and head run in fp32; the tokens between them 
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..kernels.block_int8 import GatedResidual
+from ..kernels.compile_ahead import Progress, compile_ahead
+from ..kernels.dispatch import triton_refusal
 from ..kernels.norm import NORM_QUANTIZED, layer_norm, layer_norm_quantized, rms_norm_rope
 from ..kernels.sageattention import sage_dense_attention
 from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import Activation, LayerNorm, Linear, RMSNorm, TorchOperations
+from .layers import Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
 
@@ -125,6 +128,31 @@ class TurboWan(nn.Module):
                     f"{', …' if len(keys) > MISSING_SHOWN else ''}); download the file again"
                 )
         self.requires_grad_(False)
+
+    def compile_ahead(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+    ) -> int:
+        """Compile the kernels of a forward on these inputs, all blocks being alike; see `kernels.compile_ahead`."""
+        if triton_refusal(x.device) is not None:
+            return 0
+        short = copy.copy(self)
+        short._modules = {**self._modules, "blocks": self.blocks[:1]}
+        for module in short.modules():
+            if isinstance(module, Lending):
+                with module.lend(x):  # a host may keep what a loan computed, so that must not happen on the walk
+                    pass
+        return compile_ahead(
+            lambda: TurboWan.forward(short, x, timestep, context),
+            x.device,
+            progress=progress,
+            interrupted=interrupted,
+        )
 
     def set_activation_rows(self, rows: int) -> None:
         """How many rows share an activation scale in block-int8 layers: 1, or 128 for the published arithmetic."""
