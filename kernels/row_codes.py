@@ -7,7 +7,7 @@
 `gelu` quantizes GELU(tanh) of the rows instead. Its amax is then max(GELU(max x), 0.17004), where 0.17004 is the depth
 of GELU's dip: never less than the exact one, and known from the largest x, before the GELU of any other is computed.
 
-Both passes read 2 bytes and write 1 an element; the second reading comes from the cache.
+Both passes of the kernel read 2 bytes and write 1 an element; the second reading comes from the cache.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from .block_int8 import AMAX_FLOOR
 from .dispatch import Kernel
 
+E4M3_LOWEST_EXPONENT, E4M3_MANTISSA_BITS = -6, 3
 LARGEST = {torch.int8: 128.0, torch.float8_e4m3fn: 448.0}  # what a row's amax is mapped to
 GELU_DIP = 0.170041  # -min GELU(tanh), rounded up
 
@@ -91,3 +92,16 @@ def quantize_rows(x: Tensor, dtype: torch.dtype, *, gelu: bool = False) -> RowCo
 
         return quantize_rows_triton(x, dtype, gelu)
     return quantize_rows_ref(x, dtype, gelu=gelu)
+
+
+def round_stochastically(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Codes of x, already divided by its scales, up or down with the neighbours' nearness as odds:
+
+    step · floor(x / step + u), u ~ U[0, 1), where step is 1 for int8 and 2^(max(⌊log2 |x|⌋, -6) - 3) for e4m3.
+    """
+    dither = torch.rand(x.shape, generator=generator, device=x.device)
+    if dtype == torch.int8:
+        return (x + dither).floor_().clamp_(-128, 127).to(dtype)
+    exponent = (torch.frexp(x).exponent - 1).clamp(min=E4M3_LOWEST_EXPONENT) - E4M3_MANTISSA_BITS
+    step = torch.exp2(exponent.to(torch.float32))
+    return ((x / step + dither).floor_() * step).clamp_(-LARGEST[dtype], LARGEST[dtype]).to(dtype)

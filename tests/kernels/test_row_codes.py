@@ -86,3 +86,18 @@ def test_norm_kernel_writes_the_codes_of_its_rows(width, dtype, half, device, ge
     multiplier, offset = (torch.randn(2, width, generator=generator).to(device) for _ in range(2))
     ref = row_codes.quantize_rows_ref(norm.layer_norm_ref(x, multiplier, offset, 1e-6, torch.float32), dtype)
     agree(layer_norm_rows_triton(x, multiplier, offset, 1e-6, dtype), ref)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stochastic_rounding_takes_the_neighbours_and_is_right_on_average(dtype, generator):
+    largest = row_codes.LARGEST[dtype]
+    x = torch.cat((torch.randn(60, generator=generator) * largest / 4, torch.tensor([0.0, largest, -largest, 0.0003])))
+    x = x.clamp(-largest, largest)
+    codes = row_codes.round_stochastically(x.expand(4096, -1), dtype, generator).float()
+    step = torch.ones_like(x) if dtype == torch.int8 else torch.exp2(torch.floor(torch.log2(x.abs())).clamp(min=-6) - 3)
+    inside = x < largest - step  # the largest int8 code is 127
+    assert ((codes - x).abs() < step)[:, inside].all()
+    deviation = (codes.mean(0) - x)[inside] / step[inside]
+    assert deviation.abs().max() < 5 / (2 * 4096**0.5)  # five sigma of a mean of coin tosses
+    exact = codes[0].to(dtype).float()
+    assert torch.equal(row_codes.round_stochastically(exact, dtype, generator).float(), exact)
