@@ -35,9 +35,13 @@ def round_even(x):
 
 @triton.jit
 def encode_rows(x, amax):
-    """Int8 codes of [M, N] under an amax per row."""
-    rounded = round_even(x * (128.0 / amax)[:, None])
-    return tl.minimum(tl.maximum(rounded, -128.0), 127.0).to(tl.int8)
+    """Int8 codes of [M, N] under an amax per row.
+
+    The low byte of a float shifted by ROUND_MAGIC is its rounded value in two's complement. |x| ≤ amax, so that only
+    +128 can leave int8.
+    """
+    shifted = tl.minimum(x * (128.0 / amax)[:, None] + ROUND_MAGIC, ROUND_MAGIC + 127.0)
+    return shifted.to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit(do_not_specialize=["length", "row_count", "blocks_per_sample"])
