@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..kernels.norm import NORM_QUANTIZED, gated_residual, layer_norm, layer_norm_quantized, rms_norm_rope
 from ..kernels.sageattention import sage_dense_attention
+from ..kernels.text_attention import TEXT_ATTENTION, norm_keys, text_attention, text_attention_quantized
 from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
@@ -24,6 +25,7 @@ from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
 from .layers import Activation, LayerNorm, Linear, RMSNorm, TorchOperations
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
+from .text import EmbeddedText
 
 MISSING_SHOWN = 8
 
@@ -86,7 +88,8 @@ class TurboWan(nn.Module):
         frames, rows, columns = (n // p for n, p in zip(x.shape[2:], self.config.patch_size, strict=True))
         time, modulation = self._embed_time(timestep)
         tokens = self._patchify(x)
-        text = self.text_embedding[2](self.text_embedding[0](context.to(x.dtype), gelu=True))
+        states = self.text_embedding[2](self.text_embedding[0](context.to(x.dtype), gelu=True))
+        text = EmbeddedText(states, context)
         table = rotation((frames, rows, columns), self.config.head_dim, x.device, rope)
         hooks.start((frames, rows, columns), len(self.blocks))
         for index, block in enumerate(self.blocks):
@@ -187,18 +190,19 @@ class Block(nn.Module):
 
     def forward(self, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
         x = inputs.x
-        own = self.modulation.to(x.device, torch.float32)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (own + inputs.modulation).unbind(1)
+        modulation = self.modulation.to(x.device) + inputs.modulation
+        shift1, _, gate1, shift2, _, gate2 = modulation.unbind(1)
+        multiplier1, multiplier2 = (1 + modulation[:, 1::3]).unbind(1)
         hooks.interrupted()
         attn = self.self_attn
-        y = attn(_normed(x, 1 + scale1, shift1, self.eps, (attn.q, attn.k, attn.v)), inputs, attention, hooks)
+        y = attn(_normed(x, multiplier1, shift1, self.eps, (attn.q, attn.k, attn.v)), inputs, attention, hooks)
         x = gated_residual(x, y, gate1)
         hooks.interrupted()
-        x = x + self.cross_attn(_affine_normed(self.norm3, x, (self.cross_attn.q,)), inputs.context, hooks)
+        x = x + self.cross_attn(_affine_normed(self.norm3, x, (self.cross_attn.q,)), inputs.text, hooks)
         x = hooks.cross_attention(x)
         hooks.interrupted()
         up, _, down = self.ffn
-        hidden = up.feed(down, _normed(x, 1 + scale2, shift2, self.eps, (up,)), gelu=True)
+        hidden = up.feed(down, _normed(x, multiplier2, shift2, self.eps, (up,)), gelu=True)
         return gated_residual(x, down(hidden), gate2)
 
 
@@ -246,12 +250,22 @@ class SelfAttention(_Attention):
 class CrossAttention(_Attention):
     """Attention from the video's tokens to the text's."""
 
-    def forward(self, x: Activation, context: Tensor, hooks: Hooks) -> Tensor:
-        text = Activation(context)
-        q = self._split(_rms_norm(self.norm_q, self.q(x)))
-        k = self._split(_rms_norm(self.norm_k, self.k(text)))
-        v = self._split(self.v(text))
-        return self.o(hooks.dense_attention(q, k, v).flatten(2))
+    def forward(self, x: Activation, text: EmbeddedText, hooks: Hooks) -> Tensor:
+        q, k, v = self.q(x), self.k(text), self.v(text)
+        if TEXT_ATTENTION.accepts(q) and not hooks.replaces_dense_attention():
+            return self.o(self._fused(q, k, v, text))
+        q, k = self._split(_rms_norm(self.norm_q, q)), self._split(_rms_norm(self.norm_k, k))
+        return self.o(hooks.dense_attention(q, k, self._split(v)).flatten(2))
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, text: EmbeddedText) -> Activation:
+        """Query norm, attention and the quantization for the output projection in one pass over q."""
+        like, eps = q, self.norm_q.eps
+        q, k, v = self._split(q), self._split(k), self._split(v)
+        with self.norm_q.lend(q) as norm_q, self.norm_k.lend(k) as norm_k:
+            k = norm_keys(k, norm_q.weight, norm_k.weight, self.norm_k.eps)
+        if self.o.takes_codes:
+            return Activation.of_codes(text_attention_quantized(q, k, v, eps, repeats=text.repeats), like)
+        return Activation(text_attention(q, k, v, eps, repeats=text.repeats).flatten(2))
 
 
 class Head(nn.Module):
