@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from turbowan.benchmarks import synthetic
-from turbowan.kernels import block_int8, dispatch, norm, sage, sla
+from turbowan.kernels import block_int8, dispatch, norm, sage, sla, text_attention
 from turbowan.turbo_core import rope
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.config import WanConfig
@@ -87,6 +87,12 @@ def check_kernels(device: torch.device) -> None:
     hidden = block_int8.linear_quantized(block_int8.quantize_activations(x), w, None, gelu=True, like=x)
     ref = block_int8.linear_ref(block_int8.quantize_activations_ref(x), w, None, True, torch.float32)
     errors["linear int8 out"] = relative_error(hidden.dequantize(torch.float32), ref)
+    text = k[:, :512].clone()
+    text[:, 100:] = text[:, 99:100]
+    repeats = text_attention.trailing_repeats(text.flatten(2))
+    codes = text_attention.text_attention_quantized(q, text, text, 1e-6, repeats=repeats).dequantize(torch.float32)
+    ref = text_attention.text_attention_ref(q.float(), text.float(), text.float(), 1e-6).flatten(2)
+    errors["text attention"] = relative_error(codes.view(ref.shape), ref)
     for name, error in errors.items():
         print(f"check {name:16s} relative error {error:.2e}")
         if not error < RELATIVE_ERROR_LIMIT:

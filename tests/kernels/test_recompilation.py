@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from turbowan.kernels import block_int8, norm, sage, sla
+from turbowan.kernels import block_int8, norm, sage, sla, text_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -30,6 +30,11 @@ def run_all(batch: int, length: int) -> None:
     norm.layer_norm(x, vector, vector, 1e-6)
     norm.rms_norm_rope(x, vector[0], 1e-6, table)
     norm.gated_residual(x, x, vector)
+    repeats = torch.ones(batch, dtype=torch.int32, device=device)
+    for keys in (128, 100):  # whole blocks of keys, which tensor descriptors read, and a tail
+        text = torch.randn(batch, keys, 2, 128, device=device, dtype=half)
+        text = text_attention.norm_keys(text, vector[0], vector[0], 1e-6)
+        text_attention.text_attention_quantized(x.unflatten(2, (2, 128)), text, text, 1e-6, repeats=repeats)
     q = k = v = x.unflatten(2, (2, 128))
     pooled = sla.mean_pool(k, sla.BLOCK_K)
     mean = sla.key_mean(pooled, length)
@@ -40,11 +45,11 @@ def run_all(batch: int, length: int) -> None:
 
 
 def test_other_shapes_do_not_recompile():
-    from turbowan.kernels import block_int8_triton, norm_triton, sla_triton
+    from turbowan.kernels import block_int8_triton, norm_triton, sla_triton, text_attention_triton
 
     counts = []
     for batch, length in SHAPES:
         run_all(batch, length)
-        counts.append(compiled(block_int8_triton, norm_triton, sla_triton))
+        counts.append(compiled(block_int8_triton, norm_triton, sla_triton, text_attention_triton))
     assert counts[0] > 0
     assert len(set(counts)) == 1, dict(zip(SHAPES, counts, strict=True))
