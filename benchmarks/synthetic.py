@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from turbowan.kernels.block_int8 import quantize_weight
-from turbowan.turbo_core.channelwise import to_row_codes
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
 
@@ -48,14 +47,8 @@ def tensors(
     return out
 
 
-def model(
-    config: WanConfig, device: torch.device, *, quantized: bool, seed: int = 0, codes: torch.dtype | None = None
-) -> TurboWan:
-    """A `TurboWan` with random weights resident on `device`; `codes` rounds them to a scale per output channel."""
-    made = tensors(config, device, quantized=quantized, seed=seed)
-    if codes is not None:
-        made, noise = to_row_codes(made, codes, device)
-        print(f"weights as {codes}: {noise}")
+def model(config: WanConfig, device: torch.device, *, quantized: bool, seed: int = 0) -> TurboWan:
+    """A `TurboWan` with random weights resident on `device`."""
     net = TurboWan(config, device="meta")
-    net.load(made)
+    net.load(tensors(config, device, quantized=quantized, seed=seed))
     return net

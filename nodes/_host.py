@@ -26,7 +26,7 @@ from ..turbo_core.checkpoint import Checkpoint
 from ..turbo_core.config import WanConfig
 from ..turbo_core.errors import BackendUnavailableError, CheckpointError, SettingsError
 from ..turbo_core.native_names import is_block_linear_weight
-from . import _layout
+from . import _file_slices, _layout
 from ._model import TurboWanBase, TurboWanSupported
 from ._operations import HostOperations
 from ._patcher import make_patcher
@@ -37,6 +37,7 @@ log = logging.getLogger("turbowan")
 FOLDER = "diffusion_models"
 DEQUANTIZED = torch.bfloat16
 ROW_CODES = {"channelwise": torch.int8, "fp8": torch.float8_e4m3fn}  # precisions with a scale per output channel
+CONVERSION_BYTES = 2**30  # on the GPU while a file's precision is changed: a few fp32 copies of one layer
 PUBLISHED_ROWS = 128  # tokens that share an activation scale in TurboDiffusion's own kernels
 
 
@@ -75,7 +76,9 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     supported.custom_operations = HostOperations
     model = supported.get_model(tensors, device=torch.device("meta"))
     network = model.diffusion_model
-    network.load(_converted(tensors, dtype))
+    converted = _converted(tensors, dtype)
+    _file_slices.mark(converted.values(), source.spans)
+    network.load(converted)
     network.attention = chosen
     if settings.precision == "exact":
         network.set_activation_rows(PUBLISHED_ROWS)
@@ -127,15 +130,17 @@ def _at_precision(
         raise SettingsError(f"precision: must be one of {', '.join(PRECISIONS)}, got {precision!r}; choose auto")
     name, quantized = source.path.name, source.config.quantized
     config = dataclasses.replace(source.config, quantized=precision != "bf16")
+    if precision in (*ROW_CODES, "bf16" if quantized else "int8"):
+        comfy.model_management.free_memory(CONVERSION_BYTES, device)
     if precision in ROW_CODES:
         report = _progress(name, precision)
         tensors, noise = channelwise.to_row_codes(source.tensors, ROW_CODES[precision], device, report)
         log.info("TurboLoader: %s as %s: %s", name, precision, noise)
         return tensors, config, noise
     if precision == "int8" and not quantized:
-        return block_int8.quantize_tensors(source.tensors, _progress(name, precision)), config, None
+        return block_int8.quantize_tensors(source.tensors, _progress(name, precision), device), config, None
     if precision == "bf16" and quantized:
-        return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED), config, None
+        return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED, device), config, None
     if precision == "exact" and not quantized:
         log.warning("TurboLoader: %s is not quantized, so that 'exact' changes nothing", name)
     return source.tensors, source.config, None
