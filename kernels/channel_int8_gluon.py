@@ -91,7 +91,6 @@ def _multiply_tiles(
             _expect_residual(x_desc, right_tile, right_arrived, row, column + half)
         left = gl.zeros([rows_a_group, half], gl.int32, layout)
         right = gl.zeros([rows_a_group, half], gl.int32, layout)
-        before = stage
         for k_block in range(k_blocks):
             mbarrier.wait(ready.index(stage), phase)
             a = a_tiles.index(stage * GROUPS + group)
@@ -100,11 +99,10 @@ def _multiply_tiles(
             left = warpgroup_mma(a, w.slice(0, half).permute((1, 0)), left, use_acc=more, is_async=True)
             right = warpgroup_mma(a, w.slice(half, half).permute((1, 0)), right, use_acc=more, is_async=True)
             left, right = warpgroup_mma_wait(2, deps=[left, right])  # the products of the K block before are there
-            mbarrier.arrive(free.index(before), pred=more)
-            before = stage
+            mbarrier.arrive(free.index((stage + STAGES - 1) % STAGES), pred=more)
             stage, phase = next_stage(stage, phase, STAGES)
         left, right = warpgroup_mma_wait(0, deps=[left, right])
-        mbarrier.arrive(free.index(before))
+        mbarrier.arrive(free.index((stage + STAGES - 1) % STAGES))
         if not RESIDUAL:
             tma.store_wait(0)
         _write_half(

@@ -61,11 +61,12 @@ def test_gated_residual_is_added_in_the_epilogue(batch_shape, gates, kernel, hal
 
 
 @pytest.mark.gpu
-def test_the_two_kernels_give_the_same_bits(half, device, generator):
-    a, w = operands(1000, 512, 640, generator, device)
+@pytest.mark.parametrize("shape", [(1000, 512, 640), (20000, 1536, 1024)], ids=["a tile each", "many tiles each"])
+def test_the_two_kernels_give_the_same_bits(shape, half, device, generator):
+    a, w = operands(*shape, generator, device)
     results = []
     for kernel in ("plain", "gluon"):
-        y = torch.empty(1000, 640, dtype=half, device=device)
+        y = torch.empty(shape[0], shape[2], dtype=half, device=device)
         launcher(kernel, device)(a, w, None, False, y, None)
         results.append(y)
     assert torch.equal(*results)
