@@ -40,7 +40,7 @@ def run(request: Request, json: Path | None) -> None:
         torch.cuda.empty_cache()
     new = Report(
         gpu=name,
-        versions=_versions(),
+        versions=versions(),
         date=datetime.date.today().isoformat(),
         ceilings=dataclasses.asdict(ceilings) | {"reached": reached},
         rows=tuple(rows),
@@ -75,7 +75,7 @@ def _measure(stage: str, request: Request, ceilings: Ceilings, measured: Sequenc
     return prompt_rows.measure(request, ceilings, measured)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
         try:
