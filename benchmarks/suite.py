@@ -38,16 +38,16 @@ def run(request: Request, json: Path | None) -> None:
     for stage in stages(request):
         rows += _measure(stage, request, ceilings, rows)
         torch.cuda.empty_cache()
-    new = Report(
-        gpu=name,
-        versions=versions(),
-        date=datetime.date.today().isoformat(),
-        ceilings=dataclasses.asdict(ceilings) | {"reached": reached},
-        rows=tuple(rows),
-    )
+        new = Report(
+            gpu=name,
+            versions=versions(),
+            date=datetime.date.today().isoformat(),
+            ceilings=dataclasses.asdict(ceilings) | {"reached": reached},
+            rows=tuple(rows),
+        )
+        if json is not None:  # after every stage: a later one may end the run
+            (report.merged(old, new) if old else new).write(json)
     print(f"\n{name}, {', '.join(f'{k} {v}' for k, v in new.versions.items())}, {new.date}\n{report.table(rows)}")
-    if json is not None:
-        (report.merged(old, new) if old else new).write(json)
 
 
 def stages(request: Request) -> list[str]:
