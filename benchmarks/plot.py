@@ -79,7 +79,7 @@ def draw(found: Report, wanted: str, path: Path) -> None:
     if not panels:
         raise report.ReportError("plot: the report must hold a step, VAE or prompt row with a peer, it has none")
     bars = [1 + len(panel.peers) for panel in panels]
-    height = BAR_INCHES * sum(bars) + 0.45 * len(panels) + 0.9
+    height = BAR_INCHES * sum(bars) + 0.45 * len(panels) + 1.1
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(WIDTH_INCHES, height), squeeze=False, facecolor=PAPER,
         gridspec_kw={"height_ratios": bars, "hspace": 0.5},
@@ -89,11 +89,11 @@ def draw(found: Report, wanted: str, path: Path) -> None:
     versions = ", ".join(f"{name} {value}" for name, value in found.versions.items() if name in ("torch", "triton"))
     figure.suptitle(
         f"TurboWan on one {found.gpu.removeprefix('NVIDIA ')}: shorter is better",
-        x=0.02, ha="left", color=INK, fontsize=13, fontweight="bold",
+        x=0.02, y=1 - 0.14 / height, ha="left", va="top", color=INK, fontsize=13, fontweight="bold",
     )  # fmt: skip
     note = f"Medians, in turns with the peers on one card. Random weights. {versions}, {found.date}."
-    figure.text(0.02, 0.012, f"{note}  ▏ floor: counted work at the card's rates", color=FAINT, fontsize=8)
-    figure.subplots_adjust(left=0.31, right=0.98, top=1 - 0.62 / height, bottom=0.42 / height)
+    figure.text(0.02, 0.13 / height, f"{note}  ▏ floor: counted work at the card's rates", color=FAINT, fontsize=8)
+    figure.subplots_adjust(left=0.31, right=0.98, top=1 - 0.78 / height, bottom=0.48 / height)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor=PAPER)
     pyplot.close(figure)

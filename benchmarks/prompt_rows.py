@@ -50,7 +50,7 @@ def measure(request: Request, ceilings: Ceilings, measured: Sequence[Row]) -> li
     floor = STEPS * _step_floor(request, ceilings), _decode_floor(request, ceilings)
     label = f"{request.label} prompt, {STEPS} steps"
     command = request.command("prompt")
-    peer = "native bf16, 50 steps with CFG (counted)" if native else None
+    peer = "native, 50 steps with CFG (counted)" if native else None
     used = max(figures.gpu_used for figures in warm)  # 0 without nvidia-smi
     rows = [
         Row(name=label, stage="prompt", ms=whole, peer=peer, peer_ms=native, floor_ms=sum(floor),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from turbowan.benchmarks import (
     scaling_plot,
     suite,
     synthetic,
+    timing,
 )
 from turbowan.benchmarks.ceilings import KNOWN, Ceilings
 from turbowan.benchmarks.report import Report, ReportError, Row
@@ -164,6 +166,20 @@ def test_each_of_ours_meets_the_fastest_and_its_like() -> None:
     assert network_rows.peers_of("int8 + sagesla", {"int8 + sagesla": Timing(ms=1, peak_gib=1)}) == []
 
 
+def test_turns_are_taken_and_a_first_round_is_left_out_unless_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    clock = itertools.count(1)
+    monkeypatch.setattr(timing, "elapsed_ms", lambda run: run() or float(next(clock)))
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = timing.interleaved(runs, 3, prepare={"b": lambda: calls.append("ready")})
+    assert calls == ["a", "ready", "b"] * 4
+    assert found == {"a": Timing(ms=5.0, peak_gib=2.0), "b": Timing(ms=6.0, peak_gib=2.0)}
+    assert timing.interleaved(runs, 1, warm=True)["a"].ms == 9.0
+
+
 def test_a_native_prompt_is_counted_from_its_parts_or_not_at_all() -> None:
     step = dataclasses.replace(ROW, peer="native bf16 + dense", peer_ms=600.0)
     decode = dataclasses.replace(ROW, name="VAE decode", stage="vae", peer="native bf16", peer_ms=1600.0)
@@ -289,7 +305,7 @@ class TestCommand:
         )
         assert seen == [(request, tmp_path / "r.json")]
 
-    @pytest.mark.parametrize("arguments", [["--stages", "step,fly"], ["--size", "1x1x1"]])
+    @pytest.mark.parametrize("arguments", [["--stages", "step,fly"], ["--size", "1x1x1"], ["--repeats", "0"]])
     def test_wrong_settings_are_refused(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["bench", *arguments]) == 1
         assert capsys.readouterr().err.startswith("turbowan: bench: ")
