@@ -118,17 +118,16 @@ def _layer_norm_kernel(
     multiplier_ptr += sample * multiplier_stride
     offset_ptr += sample * offset_stride
     # A row is HEAD + TAIL pieces, each a power of two: 1536 and 5120 columns fill both without a padded column.
-    first = HEAD * PIECE
     head = _load_pieces(x_ptr, rows, present, C, 0, HEAD, PIECE)
     total = tl.sum(head, axis=1)
     if TAIL:
-        tail = _load_pieces(x_ptr, rows, present, C, first, TAIL, PIECE)
+        tail = _load_pieces(x_ptr, rows, present, C, HEAD * PIECE, TAIL, PIECE)
         total += tl.sum(tail, axis=1)
     mean = tl.sum(total, axis=1) / C
     head = _centre(head, mean, C, 0, HEAD, PIECE)
     squares = tl.sum(head * head, axis=1)
     if TAIL:
-        tail = _centre(tail, mean, C, first, TAIL, PIECE)
+        tail = _centre(tail, mean, C, HEAD * PIECE, TAIL, PIECE)
         squares += tl.sum(tail * tail, axis=1)
     factor = tl.rsqrt(tl.sum(squares, axis=1) / C + eps)[:, None, None]
     _store_pieces(
@@ -164,7 +163,7 @@ def _layer_norm_kernel(
             GROUP,
             C,
             ROWS,
-            first,
+            HEAD * PIECE,
             TAIL,
             PIECE,
         )
