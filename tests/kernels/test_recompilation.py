@@ -52,7 +52,6 @@ def test_other_shapes_do_not_recompile():
     from turbowan.kernels import (
         block_int8_triton,
         channel_int8_triton,
-        norm_rows_triton,
         norm_triton,
         row_codes_triton,
         sla_triton,
@@ -62,7 +61,6 @@ def test_other_shapes_do_not_recompile():
     modules = (
         block_int8_triton,
         channel_int8_triton,
-        norm_rows_triton,
         norm_triton,
         row_codes_triton,
         sla_triton,
