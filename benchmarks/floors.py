@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from turbowan.benchmarks.ceilings import Ceilings
-from turbowan.kernels.sla import BLOCK_K, kept_blocks
+from turbowan.kernels.routing import BLOCK_K, kept_blocks
 from turbowan.turbo_core.config import WanConfig
 
 HALF = 2  # bytes of bf16
