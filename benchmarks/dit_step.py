@@ -10,16 +10,20 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from turbowan.benchmarks import synthetic
-from turbowan.kernels import block_int8, dispatch, norm, sage, sla
+from turbowan.kernels import block_int8, channel_int8, dispatch, norm, row_codes, sage, sla, text_attention
 from turbowan.turbo_core import rope
 from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.channelwise import to_row_codes
+from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
 
+TOPK = 0.1
 RELATIVE_ERROR_LIMIT = 1e-2  # int8 codes of one tensor are near 6e-3, everything else near 2e-3
 
 
@@ -29,12 +33,16 @@ class Row:
     quantized: bool
     mode: str
     activation_rows: int = 1
+    codes: torch.dtype | None = None  # of weights rounded to one scale per output channel
 
 
 ROWS = (
     Row(name="int8 + sagesla", quantized=True, mode="sagesla"),
     Row(name="int8 + sla", quantized=True, mode="sla"),
     Row(name="int8 exact + sla", quantized=True, mode="sla", activation_rows=128),
+    Row(name="channelwise + sagesla", quantized=True, mode="sagesla", codes=torch.int8),
+    Row(name="fp8 + sagesla", quantized=False, mode="sagesla", codes=torch.float8_e4m3fn),
+    Row(name="fp8 + sla", quantized=False, mode="sla", codes=torch.float8_e4m3fn),
     Row(name="bf16 + sla", quantized=False, mode="sla"),
     Row(name="bf16 + dense", quantized=False, mode="dense"),
 )
@@ -84,17 +92,52 @@ def check_kernels(device: torch.device) -> None:
     hidden = block_int8.linear_quantized(block_int8.quantize_activations(x), w, None, gelu=True, like=x)
     ref = block_int8.linear_ref(block_int8.quantize_activations_ref(x), w, None, True, torch.float32)
     errors["linear int8 out"] = relative_error(hidden.dequantize(torch.float32), ref)
+    text = k[:, :512].clone()
+    text[:, 100:] = text[:, 99:100]
+    repeats = text_attention.trailing_repeats(text.flatten(2))
+    codes = text_attention.text_attention_quantized(q, text, text, 1e-6, repeats=repeats).dequantize(torch.float32)
+    ref = text_attention.text_attention_ref(q.float(), text.float(), text.float(), 1e-6).flatten(2)
+    errors["text attention"] = relative_error(codes.view(ref.shape), ref)
+    errors |= check_row_codes(x, w.dequantize(torch.float32), gate)
     for name, error in errors.items():
         print(f"check {name:16s} relative error {error:.2e}")
         if not error < RELATIVE_ERROR_LIMIT:
             raise SystemExit(f"{name} is wrong ({error:.2e}): nothing is timed")
 
 
+def check_row_codes(x: torch.Tensor, w: torch.Tensor, gate: torch.Tensor) -> dict[str, float]:
+    """Errors of the int8 kernels with one scale per row."""
+    a, w_codes = row_codes.quantize_rows_ref(x, torch.int8), row_codes.quantize_rows_ref(w, torch.int8)
+    y = channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_codes, None, gelu=False, like=x)
+    codes = norm.layer_norm_rows(x, gate, gate, 1e-6, torch.int8).dequantize(torch.float32).view(x.shape)
+    hidden = row_codes.quantize_rows(x, torch.int8, gelu=True).dequantize(torch.float32).view(x.shape)
+    return {
+        "channelwise": relative_error(y, channel_int8.linear_ref(a, w_codes, None, False, torch.float32)),
+        "layer_norm rows": relative_error(codes, norm.layer_norm_ref(x.float(), gate, gate, 1e-6)),
+        "gelu rows": relative_error(hidden, torch.nn.functional.gelu(x.float(), approximate="tanh")),
+    }
+
+
+def build(config: WanConfig, row: Row, tensors: Mapping[str, torch.Tensor]) -> TurboWan:
+    """A network over `tensors` (native names, int8 codes where `row.quantized`) as the row wants it."""
+    if row.codes is not None:
+        tensors, noise = to_row_codes(tensors, row.codes, tensors["head.modulation"].device)
+        print(f"weights as {row.codes}: {noise}")
+    net = TurboWan(config, device="meta")
+    net.load(tensors)
+    return net
+
+
+def prepare(net: TurboWan, row: Row) -> None:
+    """Settings that rows of the same weights do not share."""
+    net.attention = AttentionSettings(mode=row.mode, topk=TOPK)
+    net.set_activation_rows(row.activation_rows)
+
+
 def measure(net: TurboWan, row: Row, latent: tuple[int, int, int], repeats: int) -> tuple[float, float, float]:
     """First-call seconds, median milliseconds and peak GiB of a forward."""
     device = net.head.modulation.device
-    net.attention = AttentionSettings(mode=row.mode, topk=0.1)
-    net.set_activation_rows(row.activation_rows)
+    prepare(net, row)
     x = torch.randn(1, net.config.in_dim, *latent, device=device, dtype=torch.bfloat16)
     context = torch.randn(1, 512, net.config.text_dim, device=device, dtype=torch.bfloat16)
     timestep = torch.tensor([988.0], device=device)
@@ -145,19 +188,19 @@ def main() -> None:
     else:
         check_kernels(device)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.model}, {arguments.size}")
+    config = synthetic.MODELS[arguments.model]
     net, built = None, None
     for row in ROWS:
         if arguments.rows not in row.name or (arguments.torch and row.mode == "sagesla"):
             continue
-        if built != row.quantized:
+        if built != (row.quantized, row.codes):
             del net
             torch.cuda.empty_cache()
-            net, built = (
-                synthetic.model(synthetic.MODELS[arguments.model], device, quantized=row.quantized),
-                row.quantized,
-            )
+            tensors = synthetic.tensors(config, device, quantized=row.quantized)
+            net, built = build(config, row, tensors), (row.quantized, row.codes)
+            del tensors
         first, step, peak = measure(net, row, latent, arguments.repeats)
-        print(f"{row.name:18s} {step:9.1f} ms a step, first call {first:6.1f} s, peak {peak:6.2f} GiB", flush=True)
+        print(f"{row.name:22s} {step:9.1f} ms a step, first call {first:6.1f} s, peak {peak:6.2f} GiB", flush=True)
         if arguments.profile:
             profile(net, latent)
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .dispatch import triton_refusal
+from .dispatch import gluon_refusal, triton_refusal
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def compile_ahead(
             "Triton %s compiles each kernel at its first use; a newer one compiles in parallel", triton.__version__
         )
         return 0
+    gluon_refusal(device)  # decided once by a probe, which must really launch
     with torch.cuda.device(device), _pool(device) as pool:
         executor = _Loading(pool)
         with triton.AsyncCompileMode(executor, ignore_errors=True):  # an error is raised by the launch that needs it

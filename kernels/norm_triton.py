@@ -1,4 +1,4 @@
-"""Triton kernels of `norm`: one program per row (norms) or per tile (residual), every edge masked."""
+"""Triton kernels of `norm`: programs of one or a few rows (norms) or of a tile (residual), every edge masked."""
 
 from __future__ import annotations
 
@@ -12,48 +12,162 @@ from .block_int8 import BLOCK as QUANT_BLOCK
 from .block_int8_triton import encode_rows
 from .norm import Rotation
 
+# (rows, warps) of a layer norm's program; 512 columns are what 4 warps cover at 4 a thread.
+LAYER_NORM_PIECE = 512
+LAYER_NORM_NARROW, LAYER_NORM_WIDE = (4, 4), (2, 4)
+LAYER_NORM_WIDE_FROM = 2048
 RESIDUAL_ROWS = 16
 RESIDUAL_COLUMNS = 256
+
+
+@triton.jit
+def _columns(FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    """Column numbers [PIECES, PIECE] from FIRST on.
+
+    Contiguity is given as 4 so that 16-bit x, fp32 vectors and int8 codes all get the same layout, 4 columns a thread:
+    with 8, 4 and 16, as the compiler would choose, every value crosses shared memory on its way.
+    """
+    inner = tl.max_contiguous(tl.arange(0, PIECE), 4)
+    return FIRST + tl.arange(0, PIECES)[:, None] * PIECE + inner[None, :]
+
+
+@triton.jit
+def _load_pieces(x_ptr, rows, present, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    """fp32 [ROWS, PIECES, PIECE]; absent rows and columns are 0."""
+    columns = _columns(FIRST, PIECES, PIECE)
+    inside = present[:, None, None]
+    if FIRST + PIECES * PIECE > C:
+        inside = inside & (columns < C)[None]
+    return tl.load(x_ptr + rows[:, None, None] * C + columns[None], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _centre(x, mean, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    centred = x - mean[:, None, None]
+    if FIRST + PIECES * PIECE > C:
+        centred = tl.where((_columns(FIRST, PIECES, PIECE) < C)[None], centred, 0.0)
+    return centred
+
+
+@triton.jit
+def _store_pieces(
+    normed,
+    multiplier_ptr,
+    offset_ptr,
+    y_ptr,
+    y_scale_ptr,
+    rows,
+    present,
+    row_count,
+    AMAX_MIN: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    FIRST: tl.constexpr,
+    PIECES: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    columns = _columns(FIRST, PIECES, PIECE)
+    inside = present[:, None, None]
+    real = columns < C
+    if FIRST + PIECES * PIECE > C:
+        inside = inside & real[None]
+    multiplier = tl.load(multiplier_ptr + columns, mask=real, other=0.0).to(tl.float32)
+    offset = tl.load(offset_ptr + columns, mask=real, other=0.0).to(tl.float32)
+    y = normed * multiplier[None] + offset[None]
+    y_ptrs = y_ptr + rows[:, None, None] * C + columns[None]
+    if QUANTIZE:
+        GROUPS: tl.constexpr = PIECES * PIECE // GROUP
+        y = tl.reshape(y, (ROWS * GROUPS, GROUP))
+        amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
+        tl.store(y_ptrs, tl.reshape(encode_rows(y, amax), (ROWS, PIECES, PIECE)), mask=inside)
+        group = FIRST // GROUP + tl.arange(0, GROUPS)
+        scale_ptrs = y_scale_ptr + group.to(tl.int64)[None, :] * row_count + rows[:, None]
+        scale = tl.reshape(amax * (1.0 / 128.0), (ROWS, GROUPS))
+        tl.store(scale_ptrs, scale, mask=present[:, None] & (group * GROUP < C)[None, :])
+    else:
+        tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["length", "row_count"])
 def _layer_norm_kernel(
     x_ptr,  # [B·L, C]
-    multiplier_ptr,  # fp32 [B or 1, C]
-    offset_ptr,  # fp32 [B or 1, C]
+    multiplier_ptr,  # [B or 1, C]
+    offset_ptr,  # [B or 1, C]
     y_ptr,  # [B·L, C], int8 codes where QUANTIZE
     y_scale_ptr,  # fp32 [C/128, B·L] where QUANTIZE
     length,
     row_count,
-    C,
     multiplier_stride,
     offset_stride,
     eps,
     AMAX_MIN: tl.constexpr,
     QUANTIZE: tl.constexpr,
-    GROUPS: tl.constexpr,  # padded C / 128
-    BLOCK: tl.constexpr,  # padded C
+    GROUP: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    PIECE: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    sample = row // length
-    columns = tl.arange(0, BLOCK)
-    inside = columns < C
-    x = tl.load(x_ptr + row * C + columns, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=0) / C
-    centred = tl.where(inside, x - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / C
-    multiplier = tl.load(multiplier_ptr + sample * multiplier_stride + columns, mask=inside, other=0.0)
-    offset = tl.load(offset_ptr + sample * offset_stride + columns, mask=inside, other=0.0)
-    y = centred * tl.rsqrt(variance + eps) * multiplier + offset
-    if QUANTIZE:
-        y = tl.reshape(y, (GROUPS, BLOCK // GROUPS))
-        amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
-        group = tl.arange(0, GROUPS)
-        scale_ptrs = y_scale_ptr + group.to(tl.int64) * row_count + row
-        tl.store(scale_ptrs, amax * (1.0 / 128.0), mask=group * (BLOCK // GROUPS) < C)
-        tl.store(y_ptr + row * C + columns, tl.reshape(encode_rows(y, amax), (BLOCK,)), mask=inside)
-    else:
-        tl.store(y_ptr + row * C + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
+    sample = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    present = tokens < length
+    rows = sample * length + tokens
+    multiplier_ptr += sample * multiplier_stride
+    offset_ptr += sample * offset_stride
+    # A row is HEAD + TAIL pieces, each a power of two: 1536 and 5120 columns fill both without a padded column.
+    first = HEAD * PIECE
+    head = _load_pieces(x_ptr, rows, present, C, 0, HEAD, PIECE)
+    total = tl.sum(head, axis=1)
+    if TAIL:
+        tail = _load_pieces(x_ptr, rows, present, C, first, TAIL, PIECE)
+        total += tl.sum(tail, axis=1)
+    mean = tl.sum(total, axis=1) / C
+    head = _centre(head, mean, C, 0, HEAD, PIECE)
+    squares = tl.sum(head * head, axis=1)
+    if TAIL:
+        tail = _centre(tail, mean, C, first, TAIL, PIECE)
+        squares += tl.sum(tail * tail, axis=1)
+    factor = tl.rsqrt(tl.sum(squares, axis=1) / C + eps)[:, None, None]
+    _store_pieces(
+        head * factor,
+        multiplier_ptr,
+        offset_ptr,
+        y_ptr,
+        y_scale_ptr,
+        rows,
+        present,
+        row_count,
+        AMAX_MIN,
+        QUANTIZE,
+        GROUP,
+        C,
+        ROWS,
+        0,
+        HEAD,
+        PIECE,
+    )
+    if TAIL:
+        _store_pieces(
+            tail * factor,
+            multiplier_ptr,
+            offset_ptr,
+            y_ptr,
+            y_scale_ptr,
+            rows,
+            present,
+            row_count,
+            AMAX_MIN,
+            QUANTIZE,
+            GROUP,
+            C,
+            ROWS,
+            first,
+            TAIL,
+            PIECE,
+        )
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -109,14 +223,15 @@ def _gated_residual_kernel(
     tl.store(out_ptr + offsets, (x + y * gate).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _per_sample(vector: Tensor, x: Tensor) -> tuple[Tensor, int]:
-    """fp32, contiguous [B or 1, C], and the stride from one sample of x to the next (0 where all share it)."""
+def per_sample(vector: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    """The vector with contiguous rows, and the stride from one sample of x to the next (0 where all share it)."""
     if vector.ndim != 2 or vector.shape[0] not in (1, x.shape[0]) or vector.shape[1] != x.shape[2]:
         raise ValueError(
             f"norm: a vector must be [1 or {x.shape[0]}, {x.shape[2]}] for x {tuple(x.shape)}, "
             f"got {tuple(vector.shape)}"
         )
-    return vector.to(torch.float32).contiguous(), vector.shape[1] if vector.shape[0] > 1 else 0
+    vector = vector if vector.stride(1) == 1 else vector.contiguous()
+    return vector, vector.stride(0) if vector.shape[0] > 1 else 0
 
 
 def layer_norm_triton(
@@ -124,7 +239,7 @@ def layer_norm_triton(
 ) -> Tensor:
     """`norm.layer_norm_ref` as a kernel."""
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
-    _launch_layer_norm(x, multiplier, offset, eps, y, None)
+    _launch_layer_norm(x, multiplier, offset, eps, y)
     return y
 
 
@@ -138,15 +253,24 @@ def layer_norm_quantized_triton(x: Tensor, multiplier: Tensor, offset: Tensor, e
 
 
 def _launch_layer_norm(
-    x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, y: Tensor, y_scale: Tensor | None
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    eps: float,
+    y: Tensor,
+    y_scale: Tensor | None = None,
 ) -> None:
+    """Into y; as codes where there are scales, one for 128 columns."""
     x = x.contiguous()
     batch, length, width = x.shape
-    multiplier, multiplier_stride = _per_sample(multiplier, x)
-    offset, offset_stride = _per_sample(offset, x)
-    block = triton.next_power_of_2(width)
+    multiplier, multiplier_stride = per_sample(multiplier, x)
+    offset, offset_stride = per_sample(offset, x)
+    piece = min(LAYER_NORM_PIECE, triton.next_power_of_2(width))
+    pieces = triton.cdiv(width, piece)
+    head = 1 << (pieces.bit_length() - 1)
+    rows, warps = LAYER_NORM_WIDE if width > LAYER_NORM_WIDE_FROM else LAYER_NORM_NARROW
     with torch.cuda.device_of(x):
-        _layer_norm_kernel[(batch * length,)](
+        _layer_norm_kernel[(triton.cdiv(length, rows), batch)](
             x,
             multiplier,
             offset,
@@ -154,15 +278,18 @@ def _launch_layer_norm(
             y_scale if y_scale is not None else y,
             length,
             batch * length,
-            width,
             multiplier_stride,
             offset_stride,
             eps,
             AMAX_MIN=AMAX_FLOOR,
             QUANTIZE=y_scale is not None,
-            GROUPS=max(1, block // QUANT_BLOCK),
-            BLOCK=block,
-            num_warps=2 if block <= 2048 else 8,
+            GROUP=QUANT_BLOCK,
+            C=width,
+            ROWS=rows,
+            HEAD=head,
+            TAIL=triton.next_power_of_2(pieces - head) if pieces > head else 0,
+            PIECE=piece,
+            num_warps=warps,
         )
 
 
@@ -194,7 +321,7 @@ def gated_residual_triton(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """`norm.gated_residual_ref` as a kernel."""
     x, y = x.contiguous(), y.contiguous()
     batch, length, width = x.shape
-    gate, stride = _per_sample(gate, x)
+    gate, stride = per_sample(gate, x)
     out = torch.empty_like(x)
     grid = (triton.cdiv(batch * length, RESIDUAL_ROWS), triton.cdiv(width, RESIDUAL_COLUMNS))
     with torch.cuda.device_of(x):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..turbo_core.hooks import BlockInputs, Hooks
 from ..turbo_core.rope import RopeOptions
+from ..turbo_core.text import EmbeddedText
 from ._operations import throw_if_interrupted
 
 Options = dict[str, Any]
@@ -44,13 +45,14 @@ class ComfyHooks(Hooks):
         def original(args: Options) -> Options:
             outer, self.options = self.options, args.get("transformer_options", self.options)
             try:
-                return {"img": run(BlockInputs(args["img"], args["txt"], args["vec"], args["pe"]))}
+                # A patch may have changed txt, in place too: nothing that was made of it before is taken over.
+                return {"img": run(BlockInputs(args["img"], EmbeddedText(args["txt"]), args["vec"], args["pe"]))}
             finally:
                 self.options = outer
 
         args = {
             "img": inputs.x,
-            "txt": inputs.context,
+            "txt": inputs.text.x,
             "vec": inputs.modulation,
             "pe": inputs.rotation,
             "transformer_options": self.options,
@@ -77,6 +79,9 @@ class ComfyHooks(Hooks):
             q.flatten(2), k.flatten(2), v.flatten(2), heads=heads, transformer_options=self.options
         )
         return out.unflatten(2, (heads, -1))
+
+    def replaces_dense_attention(self) -> bool:
+        return "optimized_attention_override" in self.options
 
     def self_attention(self, out: Tensor, q: Tensor, k: Tensor) -> Tensor:
         for patch in self._patches("attn1_patch"):

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ..turbo_core import rcm
+from ..turbo_core.channelwise import WeightNoise
 from ..turbo_core.checkpoint import TURBODIFFUSION
 from ..turbo_core.config import T2V_CHANNELS, WanConfig
-from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError
-from ..turbo_core.layers import TorchOperations
+from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError, SettingsError
+from ..turbo_core.layers import ROW_LINEARS, Linear, TorchOperations
 from ..turbo_core.model import TurboWan
 from ._hooks import ComfyHooks, Options, rope_options
 from ._operations import progress_bar, throw_if_interrupted
@@ -111,6 +112,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         config: what the network is.
         expert: "high" or "low" where the file says which expert of a pair it is.
         rounds_timestep: TurboDiffusion networks were trained on timesteps rounded to bf16; other Wan files were not.
+        weight_noise: what rounding the weights cost while they were loaded, where that was measured.
     """
 
     def __init__(
@@ -124,12 +126,14 @@ class TurboWanBase(comfy.model_base.WAN21):
         self.image_to_video = self.config.family == "i2v"
         self.expert: str | None = None
         self.rounds_timestep = False
+        self.weight_noise: WeightNoise | None = None
 
     def process_timestep(self, timestep: Tensor, **conditions: Any) -> Tensor:
         return rcm.round_timestep(timestep) if self.rounds_timestep else timestep
 
     def state_dict_for_saving(self, *tensors: Any, **named_tensors: Any) -> dict[str, Any]:
         """The host's file with a mark that native names cannot carry; its arguments differ by version."""
+        _refuse_row_codes(self.diffusion_model)
         saved = super().state_dict_for_saving(*tensors, **named_tensors)
         saved[SAVED_PREFIX + TURBODIFFUSION] = torch.tensor([self.rounds_timestep], dtype=torch.uint8)
         return saved
@@ -201,3 +205,12 @@ class TurboWanSupported(comfy.supported_models.WAN21_T2V):
 
     def get_model(self, state_dict: dict, prefix: str = "", device: torch.device | None = None) -> TurboWanBase:
         return TurboWanBase(self, device=device)
+
+
+def _refuse_row_codes(network: TurboWan) -> None:
+    """Codes with a scale per output channel are made for a GPU from a file, and no reader takes them from one."""
+    if any(isinstance(module, Linear) and module.codes_format in ROW_LINEARS for module in network.modules()):
+        raise SettingsError(
+            "saving: the model must keep its file's precision, got weights rounded to one scale per output channel "
+            "(channelwise or fp8); set TurboLoader's precision to auto, save, and choose it for the saved file"
+        )

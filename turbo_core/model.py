@@ -16,17 +16,27 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..kernels.block_int8 import GatedResidual
 from ..kernels.compile_ahead import Progress, compile_ahead
 from ..kernels.dispatch import triton_refusal
-from ..kernels.norm import NORM_QUANTIZED, gated_residual, layer_norm, layer_norm_quantized, rms_norm_rope
+from ..kernels.norm import (
+    NORM_QUANTIZED,
+    NORM_ROWS,
+    layer_norm,
+    layer_norm_quantized,
+    layer_norm_rows,
+    rms_norm_rope,
+)
 from ..kernels.sageattention import sage_dense_attention
+from ..kernels.text_attention import TEXT_ATTENTION, norm_keys, text_attention, text_attention_quantized
 from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
+from .layers import BLOCK_CODES, ROW_LINEARS, Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
+from .text import EmbeddedText
 
 MISSING_SHOWN = 8
 
@@ -89,7 +99,8 @@ class TurboWan(nn.Module):
         frames, rows, columns = (n // p for n, p in zip(x.shape[2:], self.config.patch_size, strict=True))
         time, modulation = self._embed_time(timestep)
         tokens = self._patchify(x)
-        text = self.text_embedding[2](self.text_embedding[0](context.to(x.dtype), gelu=True))
+        states = self.text_embedding[2](self.text_embedding[0](context.to(x.dtype), gelu=True))
+        text = EmbeddedText(states, context)
         table = rotation((frames, rows, columns), self.config.head_dim, x.device, rope)
         hooks.start((frames, rows, columns), len(self.blocks))
         for index, block in enumerate(self.blocks):
@@ -215,19 +226,21 @@ class Block(nn.Module):
 
     def forward(self, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
         x = inputs.x
-        own = self.modulation.to(x.device, torch.float32)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (own + inputs.modulation).unbind(1)
+        modulation = self.modulation.to(x.device) + inputs.modulation
+        shift1, _, gate1, shift2, _, gate2 = modulation.unbind(1)
+        multiplier1, multiplier2 = (1 + modulation[:, 1::3]).unbind(1)
         hooks.interrupted()
         attn = self.self_attn
-        y = attn(_normed(x, 1 + scale1, shift1, self.eps, (attn.q, attn.k, attn.v)), inputs, attention, hooks)
-        x = gated_residual(x, y, gate1)
+        normed = _normed(x, multiplier1, shift1, self.eps, (attn.q, attn.k, attn.v))
+        x = attn(normed, inputs, attention, hooks, GatedResidual(x, gate1))
         hooks.interrupted()
-        x = x + self.cross_attn(_affine_normed(self.norm3, x, (self.cross_attn.q,)), inputs.context, hooks)
+        normed = _affine_normed(self.norm3, x, (self.cross_attn.q,))
+        x = self.cross_attn(normed, inputs.text, hooks, GatedResidual(x))
         x = hooks.cross_attention(x)
         hooks.interrupted()
         up, _, down = self.ffn
-        hidden = up.feed(down, _normed(x, 1 + scale2, shift2, self.eps, (up,)), gelu=True)
-        return gated_residual(x, down(hidden), gate2)
+        hidden = up.feed(down, _normed(x, multiplier2, shift2, self.eps, (up,)), gelu=True)
+        return down(hidden, residual=GatedResidual(x, gate2))
 
 
 class _Attention(nn.Module):
@@ -256,7 +269,15 @@ class SelfAttention(_Attention):
         if config.has_proj_l:
             self.proj_l = operations.Linear(config.head_dim, config.head_dim, **factory)
 
-    def forward(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
+    def forward(
+        self,
+        x: Activation,
+        inputs: BlockInputs,
+        attention: AttentionSettings,
+        hooks: Hooks,
+        residual: GatedResidual,
+    ) -> Tensor:
+        """The tokens after attention: `residual.x` plus this layer's gated output."""
         q = self._split(_rms_norm(self.norm_q, self.q(x), inputs))
         k = self._split(_rms_norm(self.norm_k, self.k(x), inputs))
         v = self._split(self.v(x))
@@ -268,18 +289,29 @@ class SelfAttention(_Attention):
         else:
             with self.proj_l.lend(q) as proj:
                 out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)
-        return self.o(hooks.self_attention(out.flatten(2), q, k))
+        return self.o(hooks.self_attention(out.flatten(2), q, k), residual=residual)
 
 
 class CrossAttention(_Attention):
     """Attention from the video's tokens to the text's."""
 
-    def forward(self, x: Activation, context: Tensor, hooks: Hooks) -> Tensor:
-        text = Activation(context)
-        q = self._split(_rms_norm(self.norm_q, self.q(x)))
-        k = self._split(_rms_norm(self.norm_k, self.k(text)))
-        v = self._split(self.v(text))
-        return self.o(hooks.dense_attention(q, k, v).flatten(2))
+    def forward(self, x: Activation, text: EmbeddedText, hooks: Hooks, residual: GatedResidual) -> Tensor:
+        """The tokens after attention to the text: `residual.x` plus this layer's output."""
+        q, k, v = self.q(x), self.k(text), self.v(text)
+        if TEXT_ATTENTION.accepts(q) and not hooks.replaces_dense_attention():
+            return self.o(self._fused(q, k, v, text), residual=residual)
+        q, k = self._split(_rms_norm(self.norm_q, q)), self._split(_rms_norm(self.norm_k, k))
+        return self.o(hooks.dense_attention(q, k, self._split(v)).flatten(2), residual=residual)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, text: EmbeddedText) -> Activation:
+        """Query norm, attention and the quantization for the output projection in one pass over q."""
+        like, eps = q, self.norm_q.eps
+        q, k, v = self._split(q), self._split(k), self._split(v)
+        with self.norm_q.lend(q) as norm_q, self.norm_k.lend(k) as norm_k:
+            k = norm_keys(k, norm_q.weight, norm_k.weight, self.norm_k.eps)
+        if self.o.takes == BLOCK_CODES:
+            return Activation.of_codes(text_attention_quantized(q, k, v, eps, repeats=text.repeats), like)
+        return Activation(text_attention(q, k, v, eps, repeats=text.repeats).flatten(2))
 
 
 class Head(nn.Module):
@@ -312,9 +344,12 @@ def _rms_norm(norm: RMSNorm, x: Tensor, rotated_for: BlockInputs | None = None) 
 
 
 def _normed(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: tuple[Linear, ...]) -> Activation:
-    """Layer norm · multiplier + offset for the layers that read it: as int8 codes alone where that is all they need."""
-    if NORM_QUANTIZED.accepts(x) and all(reader.takes_codes for reader in readers):
+    """Layer norm · multiplier + offset for the layers that read it: as codes alone where that is all they need."""
+    taken = readers[0].takes if len({reader.takes for reader in readers}) == 1 else None
+    if taken == BLOCK_CODES and NORM_QUANTIZED.accepts(x):
         return Activation.of_codes(layer_norm_quantized(x, multiplier, offset, eps), x)
+    if taken in ROW_LINEARS and NORM_ROWS[taken].accepts(x) and ROW_LINEARS[taken].LINEAR.accepts(x):
+        return Activation.of_codes(layer_norm_rows(x, multiplier, offset, eps, taken), x)
     return Activation(layer_norm(x, multiplier, offset, eps))
 
 
