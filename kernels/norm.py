@@ -88,7 +88,7 @@ def layer_norm_quantized(x: Tensor, multiplier: Tensor, offset: Tensor, eps: flo
 def layer_norm_rows(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, dtype: torch.dtype) -> RowCodes:
     """`layer_norm` in codes of `dtype` with a scale per row, never written unquantized."""
     if NORM_ROWS[dtype].accepts(x):
-        from .norm_rows_triton import layer_norm_rows_triton
+        from .norm_triton import layer_norm_rows_triton
 
         return layer_norm_rows_triton(x, multiplier, offset, eps, dtype)
     return quantize_rows_ref(layer_norm_ref(x, multiplier, offset, eps, torch.float32), dtype)

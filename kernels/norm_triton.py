@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .block_int8 import AMAX_FLOOR, QuantizedActivations
 from .block_int8 import BLOCK as QUANT_BLOCK
-from .block_int8_triton import encode_rows
 from .norm import Rotation
+from .row_codes import LARGEST, RowCodes
+from .row_codes_triton import encode
 
 # (rows, warps) of a layer norm's program; 512 columns are what 4 warps cover at 4 a thread.
 LAYER_NORM_PIECE = 512
@@ -50,17 +51,37 @@ def _centre(x, mean, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr,
 
 
 @triton.jit
+def _affine(
+    normed, multiplier_ptr, offset_ptr, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr
+):
+    """Times multiplier plus offset; absent columns become 0."""
+    columns = _columns(FIRST, PIECES, PIECE)
+    multiplier = tl.load(multiplier_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    offset = tl.load(offset_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    return normed * multiplier[None] + offset[None]
+
+
+@triton.jit
 def _store_pieces(
-    normed,
-    multiplier_ptr,
-    offset_ptr,
+    y_ptr, y, rows, present, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr
+):
+    columns = _columns(FIRST, PIECES, PIECE)
+    inside = present[:, None, None]
+    if FIRST + PIECES * PIECE > C:
+        inside = inside & (columns < C)[None]
+    tl.store(y_ptr + rows[:, None, None] * C + columns[None], y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _store_groups(
     y_ptr,
     y_scale_ptr,
+    y,
     rows,
     present,
     row_count,
     AMAX_MIN: tl.constexpr,
-    QUANTIZE: tl.constexpr,
+    LARGEST: tl.constexpr,
     GROUP: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
@@ -68,26 +89,16 @@ def _store_pieces(
     PIECES: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    columns = _columns(FIRST, PIECES, PIECE)
-    inside = present[:, None, None]
-    real = columns < C
-    if FIRST + PIECES * PIECE > C:
-        inside = inside & real[None]
-    multiplier = tl.load(multiplier_ptr + columns, mask=real, other=0.0).to(tl.float32)
-    offset = tl.load(offset_ptr + columns, mask=real, other=0.0).to(tl.float32)
-    y = normed * multiplier[None] + offset[None]
-    y_ptrs = y_ptr + rows[:, None, None] * C + columns[None]
-    if QUANTIZE:
-        GROUPS: tl.constexpr = PIECES * PIECE // GROUP
-        y = tl.reshape(y, (ROWS * GROUPS, GROUP))
-        amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
-        tl.store(y_ptrs, tl.reshape(encode_rows(y, amax), (ROWS, PIECES, PIECE)), mask=inside)
-        group = FIRST // GROUP + tl.arange(0, GROUPS)
-        scale_ptrs = y_scale_ptr + group.to(tl.int64)[None, :] * row_count + rows[:, None]
-        scale = tl.reshape(amax * (1.0 / 128.0), (ROWS, GROUPS))
-        tl.store(scale_ptrs, scale, mask=present[:, None] & (group * GROUP < C)[None, :])
-    else:
-        tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside)
+    """Codes with a scale for each GROUP columns."""
+    GROUPS: tl.constexpr = PIECES * PIECE // GROUP
+    y = tl.reshape(y, (ROWS * GROUPS, GROUP))
+    amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
+    codes = encode(y, (LARGEST / amax)[:, None], y_ptr.dtype.element_ty)
+    _store_pieces(y_ptr, tl.reshape(codes, (ROWS, PIECES, PIECE)), rows, present, C, FIRST, PIECES, PIECE)
+    group = FIRST // GROUP + tl.arange(0, GROUPS)
+    scale_ptrs = y_scale_ptr + group.to(tl.int64)[None, :] * row_count + rows[:, None]
+    scale = tl.reshape(amax * (1.0 / LARGEST), (ROWS, GROUPS))
+    tl.store(scale_ptrs, scale, mask=present[:, None] & (group * GROUP < C)[None, :])
 
 
 @triton.jit(do_not_specialize=["length", "row_count"])
@@ -95,8 +106,8 @@ def _layer_norm_kernel(
     x_ptr,  # [B·L, C]
     multiplier_ptr,  # [B or 1, C]
     offset_ptr,  # [B or 1, C]
-    y_ptr,  # [B·L, C], int8 codes where QUANTIZE
-    y_scale_ptr,  # fp32 [C/128, B·L] where QUANTIZE
+    y_ptr,  # [B·L, C], codes where QUANTIZE
+    y_scale_ptr,  # fp32 [groups, B·L] where QUANTIZE
     length,
     row_count,
     multiplier_stride,
@@ -104,7 +115,8 @@ def _layer_norm_kernel(
     eps,
     AMAX_MIN: tl.constexpr,
     QUANTIZE: tl.constexpr,
-    GROUP: tl.constexpr,
+    LARGEST: tl.constexpr,  # what an amax is mapped to
+    GROUP: tl.constexpr,  # columns with a scale of their own; 0 for a scale per row
     C: tl.constexpr,
     ROWS: tl.constexpr,
     HEAD: tl.constexpr,
@@ -118,56 +130,57 @@ def _layer_norm_kernel(
     multiplier_ptr += sample * multiplier_stride
     offset_ptr += sample * offset_stride
     # A row is HEAD + TAIL pieces, each a power of two: 1536 and 5120 columns fill both without a padded column.
-    first = HEAD * PIECE
     head = _load_pieces(x_ptr, rows, present, C, 0, HEAD, PIECE)
     total = tl.sum(head, axis=1)
     if TAIL:
-        tail = _load_pieces(x_ptr, rows, present, C, first, TAIL, PIECE)
+        tail = _load_pieces(x_ptr, rows, present, C, HEAD * PIECE, TAIL, PIECE)
         total += tl.sum(tail, axis=1)
     mean = tl.sum(total, axis=1) / C
     head = _centre(head, mean, C, 0, HEAD, PIECE)
     squares = tl.sum(head * head, axis=1)
     if TAIL:
-        tail = _centre(tail, mean, C, first, TAIL, PIECE)
+        tail = _centre(tail, mean, C, HEAD * PIECE, TAIL, PIECE)
         squares += tl.sum(tail * tail, axis=1)
     factor = tl.rsqrt(tl.sum(squares, axis=1) / C + eps)[:, None, None]
-    _store_pieces(
-        head * factor,
-        multiplier_ptr,
-        offset_ptr,
-        y_ptr,
-        y_scale_ptr,
-        rows,
-        present,
-        row_count,
-        AMAX_MIN,
-        QUANTIZE,
-        GROUP,
-        C,
-        ROWS,
-        0,
-        HEAD,
-        PIECE,
-    )
+    head = _affine(head * factor, multiplier_ptr, offset_ptr, C, 0, HEAD, PIECE)
     if TAIL:
-        _store_pieces(
-            tail * factor,
-            multiplier_ptr,
-            offset_ptr,
-            y_ptr,
-            y_scale_ptr,
-            rows,
-            present,
-            row_count,
-            AMAX_MIN,
-            QUANTIZE,
-            GROUP,
-            C,
-            ROWS,
-            first,
-            TAIL,
-            PIECE,
+        tail = _affine(tail * factor, multiplier_ptr, offset_ptr, C, HEAD * PIECE, TAIL, PIECE)
+
+    if QUANTIZE and GROUP:
+        _store_groups(
+            y_ptr, y_scale_ptr, head, rows, present, row_count, AMAX_MIN, LARGEST, GROUP, C, ROWS, 0, HEAD, PIECE
         )
+        if TAIL:
+            _store_groups(
+                y_ptr,
+                y_scale_ptr,
+                tail,
+                rows,
+                present,
+                row_count,
+                AMAX_MIN,
+                LARGEST,
+                GROUP,
+                C,
+                ROWS,
+                HEAD * PIECE,
+                TAIL,
+                PIECE,
+            )
+    else:
+        if QUANTIZE:
+            amax = tl.max(tl.abs(head), axis=1)
+            if TAIL:
+                amax = tl.maximum(amax, tl.max(tl.abs(tail), axis=1))
+            amax = tl.maximum(tl.max(amax, axis=1), AMAX_MIN)
+            tl.store(y_scale_ptr + rows, amax * (1.0 / LARGEST), mask=present)
+            scaling = (LARGEST / amax)[:, None, None]
+            head = encode(head, scaling, y_ptr.dtype.element_ty)
+            if TAIL:
+                tail = encode(tail, scaling, y_ptr.dtype.element_ty)
+        _store_pieces(y_ptr, head, rows, present, C, 0, HEAD, PIECE)
+        if TAIL:
+            _store_pieces(y_ptr, tail, rows, present, C, HEAD * PIECE, TAIL, PIECE)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -248,8 +261,17 @@ def layer_norm_quantized_triton(x: Tensor, multiplier: Tensor, offset: Tensor, e
     rows, width = x.shape[0] * x.shape[1], x.shape[2]
     codes = torch.empty(rows, width, dtype=torch.int8, device=x.device)
     scale = torch.empty(width // QUANT_BLOCK, rows, dtype=torch.float32, device=x.device)
-    _launch_layer_norm(x, multiplier, offset, eps, codes, scale)
+    _launch_layer_norm(x, multiplier, offset, eps, codes, scale, QUANT_BLOCK)
     return QuantizedActivations(codes, scale)
+
+
+def layer_norm_rows_triton(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, dtype: torch.dtype) -> RowCodes:
+    """The same kernel writing codes of `dtype` and a scale per row."""
+    rows, width = x.shape[0] * x.shape[1], x.shape[2]
+    codes = torch.empty(rows, width, dtype=dtype, device=x.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    _launch_layer_norm(x, multiplier, offset, eps, codes, scale, group=0)
+    return RowCodes(codes, scale)
 
 
 def _launch_layer_norm(
@@ -259,8 +281,9 @@ def _launch_layer_norm(
     eps: float,
     y: Tensor,
     y_scale: Tensor | None = None,
+    group: int = 0,
 ) -> None:
-    """Into y; as codes where there are scales, one for 128 columns."""
+    """Into y; as codes where there are scales, one for `group` columns or, with 0, for the whole row."""
     x = x.contiguous()
     batch, length, width = x.shape
     multiplier, multiplier_stride = per_sample(multiplier, x)
@@ -283,7 +306,8 @@ def _launch_layer_norm(
             eps,
             AMAX_MIN=AMAX_FLOOR,
             QUANTIZE=y_scale is not None,
-            GROUP=QUANT_BLOCK,
+            LARGEST=LARGEST.get(y.dtype, 1.0),
+            GROUP=group,
             C=width,
             ROWS=rows,
             HEAD=head,
