@@ -7,6 +7,7 @@ a failure of the kernel itself. `Kernel.refusal` is the one place that knows why
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 MIN_TRITON = (3, 0)
+MIN_GLUON_TRITON = (3, 6)
 
 
 class BackendUnavailableError(ValueError):
@@ -78,6 +80,41 @@ def triton_refusal(device: torch.device, min_capability: tuple[int, int] = (8, 0
     if capability < min_capability:
         return f"compute capability {capability[0]}.{capability[1]} is below {min_capability[0]}.{min_capability[1]}"
     return _triton_install_refusal(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def use_tma(device: torch.device) -> bool:
+    """Hopper with a Triton that has tensor descriptors: their copies cost a multiply no issue slots."""
+    has_descriptors = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+    return has_descriptors and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def gluon_refusal(device: torch.device) -> str | None:
+    """Why the Gluon kernels for Hopper cannot run on `device`, or None if they can; plain Triton serves then."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return "the device is not a Hopper GPU"
+    reason = triton_refusal(device)
+    return reason or _gluon_install_refusal(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _gluon_install_refusal(device_index: int) -> str | None:
+    """Gluon is experimental and may change with any Triton: its GEMM must reproduce a known product first."""
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MIN_GLUON_TRITON:
+        return f"Triton {triton.__version__} is older than {MIN_GLUON_TRITON[0]}.{MIN_GLUON_TRITON[1]}"
+    try:
+        from .probe_gluon import run_probe
+
+        run_probe(torch.device("cuda", device_index))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the probe meets becomes the stated reason
+        log.warning("Triton %s: the Gluon kernels do not work on cuda:%d: %s", triton.__version__, device_index, error)
+        return f"their probe failed: {error}"
+    return None
 
 
 @functools.cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from comfy.sd import VAE
 from torch import Tensor
 
-from ._operations import throw_if_interrupted
+from ..turbo_core import vae as wan_vae
+from ._frames import Frames
+from ._operations import progress_bar, throw_if_interrupted
 from ._sampling import VAE_REMEDY, memory_advice
-from ._wan_vae import lend, progress, refusal
+from ._wan_vae import lend, refusal
 
 log = logging.getLogger("turbowan")
 
@@ -32,14 +33,15 @@ def decode(vae: VAE, latent: Tensor) -> Tensor:
 
 
 def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
-    size = tuple(latent.shape[2:])
-    decoder, budget = lend(vae, lambda shapes: shapes.plan_decode(size, chunk=None, budget=None))
-    video = decoder.decode(
-        latent,
-        memory_budget_bytes=budget,
-        progress=progress(),
-        interrupted=throw_if_interrupted,
-        output_device=vae.output_device,
-    )
-    images = vae.process_output(video.to(torch.float32))
-    return images.movedim(1, -1)
+    extent = tuple(latent.shape[2:])
+    decoder, budget = lend(vae, lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None))
+    size = (latent.shape[0], *wan_vae.video_size(*extent))
+    with Frames(size, device=vae.output_device, source=decoder.device, finish=vae.process_output) as frames:
+        decoder.decode_to(
+            frames.receive,
+            latent,
+            memory_budget_bytes=budget,
+            progress=progress_bar(),
+            interrupted=throw_if_interrupted,
+        )
+    return frames.images

@@ -9,9 +9,9 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ..turbo_core.vae import latent_size
-from ._operations import throw_if_interrupted
+from ._operations import progress_bar, throw_if_interrupted
 from ._sampling import VAE_REMEDY, memory_advice
-from ._wan_vae import lend, progress, refusal
+from ._wan_vae import lend, refusal
 
 log = logging.getLogger("turbowan")
 
@@ -34,7 +34,7 @@ def _encode_wan(vae: VAE, frames_THWC: Tensor, length: int) -> Tensor:
         vae.process_input(frames_THWC.movedim(-1, 0)[None]),
         length=length,
         memory_budget_bytes=budget,
-        progress=progress(),
+        progress=progress_bar(),
         interrupted=throw_if_interrupted,
         output_device=vae.output_device,
     )

@@ -7,11 +7,9 @@ from typing import Literal
 
 import comfy.ldm.wan.vae
 import comfy.model_management
-import comfy.utils
 from comfy.sd import VAE
 
 from ..turbo_core import vae as wan_vae
-from ..turbo_core.vae_passes import Progress
 from ..turbo_core.vae_plan import Plan
 
 RGB = 3
@@ -41,16 +39,3 @@ def lend(vae: VAE, plan: Callable[[wan_vae.WanVAE], Plan]) -> tuple[wan_vae.WanV
     # Weights that the host has put on the device are shared; what it streams is copied for the length of the call.
     wan_vae.fill(ours, vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
     return ours, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))
-
-
-def progress() -> Progress:
-    """The host's progress bar, which learns its total from the first report."""
-    bar = None
-
-    def report(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = comfy.utils.ProgressBar(total)
-        bar.update_absolute(done, total)
-
-    return report

@@ -12,10 +12,17 @@ SAME_MATHS_FP32 = 1e-5
 ROUND_TRIP = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 1e-5}
 # A kernel with 16-bit products (attention) against its fp32 reference on the same inputs.
 HALF_PRODUCTS = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# tanh.approx.f32 against tanh.
+HARDWARE_TANH = 2**-11
 # A quantized recipe against fp32: floors of the signal-to-noise ratio in dB.
 SQNR_BLOCK_INT8_WEIGHT_DB = 36.0
 SQNR_BLOCK_INT8_LINEAR_DB = 34.0
 SQNR_SAGE_SCORES_DB = 33.0
+# Normal rows of 1,536 with a scale of their own, and a linear layer from such rows and such weights.
+SQNR_ROW_CODES_DB = {torch.int8: 40.0, torch.float8_e4m3fn: 31.0}
+SQNR_CHANNEL_LINEAR_DB = {torch.int8: 38.0, torch.float8_e4m3fn: 28.0}
+# A tiny network whose weights alone are rounded, against the same network in fp32.
+SQNR_CHANNEL_MODEL_DB = {torch.int8: 38.0, torch.float8_e4m3fn: 28.0}
 
 # Latents sampled in a host, on tiny models. The same sampling with other rounding of its times or its batch.
 SAME_SAMPLING = 1e-5

@@ -25,7 +25,7 @@ from .vae_layers import (
     ResidualBlock,
     Upsample,
 )
-from .vae_passes import Canvas, Progress, stream
+from .vae_passes import Canvas, Progress, Receive, stream
 from .vae_plan import Level, Plan, make_plan
 
 LATENT_CHANNELS = 16
@@ -52,6 +52,11 @@ class VAEConfig:
 def latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
     """T, H and W of the latent of a video of 4n+1 frames."""
     return 1 + (frames - 1) // TIME_STRIDE, height // SIDE_STRIDE, width // SIDE_STRIDE
+
+
+def video_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Frames, height and width of the video of a latent of T, H, W."""
+    return TIME_STRIDE * (frames - 1) + 1, SIDE_STRIDE * height, SIDE_STRIDE * width
 
 
 def normalize(z_BCTHW: Tensor) -> Tensor:
@@ -182,17 +187,55 @@ class WanVAE(nn.Module):
         fp32. ``interrupted`` is called before every layer and raises to cancel. ``output_device``: where the
         result goes, by default the weights' device.
         """
+        canvas = self._decode(
+            z_BCTHW,
+            chunk=chunk,
+            budget=memory_budget_bytes,
+            progress=progress,
+            interrupted=interrupted,
+            device=output_device,
+        )
+        return canvas.result()
+
+    @torch.no_grad()
+    def decode_to(
+        self,
+        receive: Receive,
+        z_BCTHW: Tensor,
+        *,
+        chunk: int | None = None,
+        memory_budget_bytes: int | None = None,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+    ) -> None:
+        """``decode``, whose frames go to ``receive`` on the weights' device as they are finished."""
+        canvas = self._decode(
+            z_BCTHW,
+            chunk=chunk,
+            budget=memory_budget_bytes,
+            progress=progress,
+            interrupted=interrupted,
+            device=None,
+            receive=receive,
+        )
+        canvas.hand_on()
+
+    def _decode(
+        self,
+        z_BCTHW: Tensor,
+        *,
+        chunk: int | None,
+        budget: int | None,
+        progress: Progress | None,
+        interrupted: Callable[[], None] | None,
+        device: torch.device | str | None,
+        receive: Receive | None = None,
+    ) -> Canvas:
         _check_latents(z_BCTHW)
         batch, _, frames, height, width = z_BCTHW.shape
-        plan = self.plan_decode((frames, height, width), chunk=chunk, budget=memory_budget_bytes)
-        shape = (
-            batch,
-            self.config.out_channels,
-            TIME_STRIDE * (frames - 1) + 1,
-            SIDE_STRIDE * height,
-            SIDE_STRIDE * width,
-        )
-        canvas = Canvas(plan, shape, SIDE_STRIDE, output_device or self.device, self.dtype, progress)
+        plan = self.plan_decode((frames, height, width), chunk=chunk, budget=budget)
+        shape = (batch, self.config.out_channels, *video_size(frames, height, width))
+        canvas = Canvas(plan, shape, SIDE_STRIDE, device or self.device, self.dtype, progress, receive)
         levels = self.decoder.levels()
         for sample, row, column in canvas.tiles():
             z = z_BCTHW[sample : sample + 1, :, :, slice(*plan.rows[row]), slice(*plan.columns[column])]
@@ -200,7 +243,7 @@ class WanVAE(nn.Module):
             for piece in stream(levels, plan.frames, z, like=self.conv2.weight, interrupted=interrupted):
                 canvas.paint(piece, sample, row, column)
                 del piece  # the next pass needs the room
-        return canvas.result()
+        return canvas
 
     @torch.no_grad()
     def encode(

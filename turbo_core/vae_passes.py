@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (frames done, frames in all), counted once per tile."""
 
+Receive = Callable[[int, int, Tensor], None]
+"""Called with (sample, first frame, finished frames [1, C, T, H, W])."""
+
 
 def stream(
     levels: Sequence[Level],
@@ -97,7 +100,10 @@ def _take(held: list[Tensor], count: int) -> Tensor:
 
 
 class Canvas:
-    """The result while it grows, and the order of its tiles."""
+    """The result while it grows, and the order of its tiles.
+
+    With ``receive`` frames are handed on as soon as they are finished, and kept only while tiles blend.
+    """
 
     def __init__(
         self,
@@ -107,7 +113,9 @@ class Canvas:
         device: torch.device | str,
         dtype: torch.dtype,
         progress: Progress | None,
+        receive: Receive | None = None,
     ):
+        self._receive = receive
         self._plan = plan
         self._scale = scale
         self._dtype = dtype
@@ -115,8 +123,9 @@ class Canvas:
         self._total = shape[0] * shape[TIME] * plan.tiles
         self._done = 0
         self._frame = 0
+        self._samples = shape[0]
         if plan.tiles == 1:
-            self._out = torch.empty(shape, device=device, dtype=dtype)
+            self._out = None if receive else torch.empty(shape, device=device, dtype=dtype)
             return
         log.info("VAE: %d x %d blended tiles, to stay in the memory budget", len(plan.rows), len(plan.columns))
         self._out = torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
@@ -125,7 +134,7 @@ class Canvas:
 
     def tiles(self) -> Iterator[tuple[int, int, int]]:
         """(sample, row, column) of each tile; ``paint`` continues at its first frame."""
-        for sample in range(self._out.shape[0]):
+        for sample in range(self._samples):
             for row in range(len(self._plan.rows)):
                 for column in range(len(self._plan.columns)):
                     self._frame = 0
@@ -136,12 +145,15 @@ class Canvas:
         rows, columns = (
             slice(*(self._scale * edge for edge in span)) for span in (self._plan.rows[row], self._plan.columns[column])
         )
-        room = self._out[sample, :, self._frame : self._frame + count, rows, columns]
-        if self._plan.tiles == 1:
-            room.copy_(piece_1CTHW[0])
+        if self._out is None:
+            self._receive(sample, self._frame, piece_1CTHW)
         else:
-            piece = piece_1CTHW[0].to(room.device, room.dtype)
-            room.add_(piece.mul(self._row_weights[row]).mul_(self._column_weights[column]))
+            room = self._out[sample, :, self._frame : self._frame + count, rows, columns]
+            if self._plan.tiles == 1:
+                room.copy_(piece_1CTHW[0])
+            else:
+                piece = piece_1CTHW[0].to(room.device, room.dtype)
+                room.add_(piece.mul(self._row_weights[row]).mul_(self._column_weights[column]))
         self._frame += count
         self._done += count
         if self._progress is not None:
@@ -149,3 +161,9 @@ class Canvas:
 
     def result(self) -> Tensor:
         return self._out.to(self._dtype)
+
+    def hand_on(self) -> None:
+        """Give ``receive`` what only the last tile finished."""
+        if self._out is not None:
+            for sample in range(self._samples):
+                self._receive(sample, 0, self._out[sample : sample + 1].to(self._dtype))

@@ -178,3 +178,19 @@ def test_progress_counts_every_tile(model) -> None:
     model.decode(latents(TILED[0], TILED[1:]), memory_budget_bytes=budget, progress=lambda *at: seen.append(at))
     assert [done for done, _ in seen] == [1, 5, 6, 10]
     assert {total for _, total in seen} == {10}
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_frames_handed_on_are_those_of_a_decode(model, tiled: bool) -> None:
+    budget = tile_budget(model.plan_decode) if tiled else None
+    given = latents(TILED[0], TILED[1:], batch=2)
+    want = model.decode(given, chunk=1, memory_budget_bytes=budget)
+    got = torch.full_like(want, float("nan"))
+
+    def receive(sample: int, frame: int, piece: Tensor) -> None:
+        room = got[sample : sample + 1, :, frame : frame + piece.shape[2]]
+        assert room.isnan().all()
+        room.copy_(piece)
+
+    model.decode_to(receive, given, chunk=1, memory_budget_bytes=budget)
+    assert torch.equal(got, want)
