@@ -31,12 +31,14 @@ class Kernel:
         dtypes: dtypes of its first tensor argument.
         min_capability: lowest CUDA compute capability, (major, minor).
         last_dim_multiple: the first argument's last dimension must be a multiple of this.
+        contiguous: whether the first argument must be contiguous as it is, because a copy would cost the gain.
     """
 
     name: str
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     min_capability: tuple[int, int] = (8, 0)
     last_dim_multiple: int = 1
+    contiguous: bool = False
 
     def refusal(self, x: Tensor) -> str | None:
         """The reason why this kernel cannot take `x`, or None if it can."""
@@ -45,6 +47,8 @@ class Kernel:
             reason = f"{x.dtype} is none of {', '.join(str(d) for d in self.dtypes)}"
         if reason is None and x.shape[-1] % self.last_dim_multiple:
             reason = f"last dimension {x.shape[-1]} is not a multiple of {self.last_dim_multiple}"
+        if reason is None and self.contiguous and not x.is_contiguous():
+            reason = "the tensor is not contiguous"
         return reason
 
     def accepts(self, x: Tensor) -> bool:

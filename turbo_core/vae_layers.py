@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_FLOOR = 1e-12  # the least length a vector is divided by
+from ..kernels.vae_norm import channel_norm
+
 NORM_WORK = 2  # an fp32 length per position, in 16-bit elements
 TIME = 2  # the dimension of frames in [B, C, T, H, W]
 
@@ -54,22 +55,6 @@ class Past:
         batch, own_channels, own_frames, height, width = x.shape
         shape = (batch, channels or own_channels, frames or own_frames, height * scale, width * scale)
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=self.memory_format)
-
-
-def rms_norm_silu(x: Tensor, gamma: Tensor, *, out: Tensor) -> None:
-    """out = silu(x / max(|x|, 1e-12) · √C · gamma), |x| over the channels in fp32 or better.
-
-    ``out`` has x's type. On a GPU each pass computes in fp32 and rounds as it stores: no fp32 copy is made.
-    """
-    _rms_norm(x, gamma, out=out)
-    F.silu(out, inplace=True)
-
-
-def _rms_norm(x: Tensor, gamma: Tensor, *, out: Tensor) -> None:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).clamp_(min=NORM_FLOOR)
-    torch.mul(x, length.reciprocal_().mul_(x.shape[1] ** 0.5), out=out)
-    torch.mul(out, gamma.to(wide).view(1, -1, *[1] * (x.ndim - 2)), out=out)
 
 
 @cache
@@ -174,7 +159,7 @@ class CausalConv3d(nn.Module):
 
 def _normed_window(norm: RMSNorm, conv: CausalConv3d, x: Tensor, past: Past) -> Tensor:
     window, room = conv.open(x, past)
-    rms_norm_silu(x, norm.gamma, out=room)
+    channel_norm(x, norm.gamma, silu=True, out=room)
     return window
 
 
@@ -239,7 +224,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor, past: Past) -> Tensor:
         batch, channels, frames, height, width = x.shape
         normed = torch.empty_like(x)
-        _rms_norm(x, self.norm.gamma, out=normed)
+        channel_norm(x, self.norm.gamma, silu=False, out=normed)
         tokens = normed.permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels)
         del normed
         q, k, v = self._linear(tokens, self.to_qkv).chunk(3, dim=-1)
@@ -305,7 +290,7 @@ class Downsample(nn.Module):
             self.time_conv = CausalConv3d(channels, channels, side=1, time_stride=2)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        x = self.resample["1"](x)[..., 1:, 1:]
+        x = self.resample["1"](x)[..., 1:, 1:].contiguous(memory_format=past.memory_format)
         if not self.temporal:
             return x
         if self.time_conv in past:
