@@ -16,6 +16,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 MIN_TRITON = (3, 0)
+GLUON_TRITON = ((3, 6),)  # versions that ran the Gluon kernels; its names change from one to the next
 
 
 class BackendUnavailableError(ValueError):
@@ -30,6 +31,8 @@ class Kernel:
         name: for logs and errors.
         dtypes: dtypes of its first tensor argument.
         min_capability: lowest CUDA compute capability, (major, minor).
+        max_capability: highest one, or None for any.
+        gluon: whether it is written in Gluon, for the versions in `GLUON_TRITON` alone.
         last_dim_multiple: the first argument's last dimension must be a multiple of this.
         contiguous: whether the first argument must be contiguous as it is, because a copy would cost the gain.
     """
@@ -37,12 +40,20 @@ class Kernel:
     name: str
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     min_capability: tuple[int, int] = (8, 0)
+    max_capability: tuple[int, int] | None = None
+    gluon: bool = False
     last_dim_multiple: int = 1
     contiguous: bool = False
 
     def refusal(self, x: Tensor) -> str | None:
         """The reason why this kernel cannot take `x`, or None if it can."""
         reason = triton_refusal(x.device, self.min_capability)
+        if reason is None and self.max_capability is not None:
+            capability = torch.cuda.get_device_capability(x.device)
+            if capability > self.max_capability:
+                reason = f"compute capability {capability[0]}.{capability[1]} is another generation's"
+        if reason is None and self.gluon:
+            reason = _gluon_refusal()
         if reason is None and x.dtype not in self.dtypes:
             reason = f"{x.dtype} is none of {', '.join(str(d) for d in self.dtypes)}"
         if reason is None and x.shape[-1] % self.last_dim_multiple:
@@ -82,6 +93,17 @@ def triton_refusal(device: torch.device, min_capability: tuple[int, int] = (8, 0
     if capability < min_capability:
         return f"compute capability {capability[0]}.{capability[1]} is below {min_capability[0]}.{min_capability[1]}"
     return _triton_install_refusal(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _gluon_refusal() -> str | None:
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version in GLUON_TRITON:
+        return None
+    known = ", ".join(f"{major}.{minor}" for major, minor in GLUON_TRITON)
+    return f"Triton {triton.__version__} is none of those that the kernel is known to run on ({known})"
 
 
 @functools.cache

@@ -9,8 +9,22 @@ from torch import Tensor
 
 from .vae_norm import LENGTH_FLOOR
 
-BLOCK_ELEMENTS = 8192  # of a program: 64 per thread, enough loads in flight for the memory's full rate
-WARPS = 4
+# Of a program. On an H200 3.3 to 3.6 TB/s read and written for 96, 192 and 384 channels, a copy's 4.2; four times the
+# elements and twice the warps 2.5 to 3.0.
+BLOCK_ELEMENTS = 2048
+WARPS = 2
+
+
+@triton.jit
+def normalize(x, gamma, FLOOR: tl.constexpr, SILU: tl.constexpr, C: tl.constexpr):
+    """The norm of rows [rows, padded C] in fp32, with zeros in the padding of x and gamma."""
+    # The square of the floor is below fp32's range, so the length is floored and not its square.
+    length = tl.maximum(tl.sqrt(tl.sum(x * x, axis=1)), FLOOR)
+    root: tl.constexpr = C**0.5
+    y = x * (root / length)[:, None] * gamma[None, :]
+    if SILU:
+        y = y * tl.sigmoid(y)
+    return y
 
 
 @triton.jit(do_not_specialize=["row_count"])
@@ -31,12 +45,7 @@ def _channel_norm_kernel(
     offsets = rows[:, None] * C + columns[None, :]
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     gamma = tl.load(gamma_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
-    # The square of the floor is below fp32's range, so the length is floored and not its square.
-    length = tl.maximum(tl.sqrt(tl.sum(x * x, axis=1)), FLOOR)
-    root: tl.constexpr = C**0.5
-    y = x * (root / length)[:, None] * gamma[None, :]
-    if SILU:
-        y = y * tl.sigmoid(y)
+    y = normalize(x, gamma, FLOOR, SILU, C)
     tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -4,10 +4,12 @@ A level is a run of layers at one resolution. Working memory of a sample, in byt
 
     itemsize · H · W · ( Σ_levels area · Σ_layers tail  +  max_levels area · max_layers work(frames)
                          + Σ_boundaries area · channels · frames waiting  +  32 · T )
+    + itemsize · Σ_convolutions packed
 
 T, H and W are the latent's, ``area`` the positions of a level's frame per latent position, ``tail`` and
-``work`` come from the layers, and frames wait where two levels take a different share of the clip. The
-weights, the convolutions' own workspace and the finished result come on top; the latent itself is counted twice.
+``work`` come from the layers, as ``packed`` does, and frames wait where two levels take a different share of the
+clip. The weights, the convolutions' own workspace and the finished result come on top; the latent itself is counted
+twice.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ import torch
 from torch import Tensor
 
 from .errors import SettingsError
-from .vae_layers import Layer
+from .vae_layers import CausalConv3d, Layer, Upsample
 
-PIXEL_FRAMES = (4, 2, 1)  # tried from the largest: frames per pass at full resolution
-DEFAULT_PIXEL_FRAMES = 2  # without a budget
+PIXEL_FRAMES = (8, 4, 2, 1)  # tried from the largest: frames per pass at full resolution
+DEFAULT_PIXEL_FRAMES = 4  # without a budget
 OVERLAP = 8  # latent positions that neighbouring tiles share
 LATENT_COPIES = 2 * 16  # elements per position: as given and through the 1x1x1 convolution
 LEAST_TILE = 24  # at least 2·OVERLAP + 4: no position lies in three tiles of a row
@@ -48,6 +50,10 @@ class Level:
     def tail(self) -> int:
         return self.area * sum(layer.tail() for layer in self.layers)
 
+    def packed(self) -> int:
+        modules = (module for layer in self.layers for module in layer.modules())
+        return sum(module.packed() for module in modules if isinstance(module, (CausalConv3d, Upsample)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -66,14 +72,16 @@ class Plan:
 def working_bytes(levels: Sequence[Level], frames: Sequence[int], *, size: tuple[int, int, int], itemsize: int) -> int:
     """The formula above for a latent of ``size`` (T, H, W); a single latent frame leaves nothing behind."""
     latent_frames, height, width = size
-    tails = sum(level.tail() for level in levels) if latent_frames > 1 else 0
+    tails = packed = 0
+    if latent_frames > 1:
+        tails, packed = sum(level.tail() for level in levels), sum(level.packed() for level in levels)
     waiting = LATENT_COPIES * latent_frames
     for i in range(1, len(levels)):
         arriving = frames[i - 1] * levels[i].rate // levels[i - 1].rate
         if arriving != frames[i]:
             waiting += levels[i].area * levels[i].channels * max(arriving, frames[i])
     work = max(level.work(count) for level, count in zip(levels, frames, strict=True))
-    return itemsize * height * width * (tails + work + waiting)
+    return itemsize * (height * width * (tails + work + waiting) + packed)
 
 
 def make_plan(
