@@ -2,26 +2,30 @@
 
     python -m turbowan.benchmarks.against_upstream --peer DIR [--layers 30] [--size 832x480x81]
 
-DIR holds a module `peer` over an installed original: `build_model(config, attention=, topk=, quantized=, state_dict=)`,
-`forward(net, x, t, context)`, `record_luts()` and `sla_op(q, k, v, weight, bias, topk=, return_lut=)`,
-`quant(x)`, `gemm(a, a_scale, w, w_scale)`. Errors are relative to an fp32 forward of ours over the same block sets,
-so that a figure says how far each implementation is from the mathematics, and beside it how far they are apart.
+DIR holds a module `peer` over an installed original: `build_model(config, attention=, topk=, quantized=, state_dict=)`
+with attention sla, or sagesla where `SAGESLA`, `forward(net, x, t, context)`, `record_luts()`, `force_luts(luts)` and
+`sla_op(q, k, v, weight, bias, topk=, return_lut=)`, `quant(x)`, `gemm(a, a_scale, w, w_scale)`. Errors are relative
+to an fp32 forward of ours over the same block sets, so that a figure says how far each implementation is from the
+mathematics, and beside it how far they are apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
+import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from turbowan.benchmarks import synthetic
 from turbowan.benchmarks.dit_step import relative_error
+from turbowan.benchmarks.timing import interleaved
 from turbowan.kernels import block_int8, sla
 from turbowan.turbo_core import attention
 from turbowan.turbo_core.attention import AttentionSettings
@@ -29,6 +33,14 @@ from turbowan.turbo_core.block_int8 import dequantize_tensors
 from turbowan.turbo_core.model import TurboWan
 
 TOPK = 0.1
+
+
+def load_peer(folder: Path) -> ModuleType:
+    """The module `peer` of `folder`, which may import what lies beside it."""
+    if not (folder / "peer.py").is_file():
+        raise SystemExit(f"{folder} must hold peer.py over a built TurboDiffusion, it does not")
+    sys.path.insert(0, str(folder))
+    return importlib.import_module("peer")
 
 
 @contextmanager
@@ -43,7 +55,7 @@ def forced_blocks(luts: list[Tensor]) -> Iterator[None]:
         attention.sla.route = route
 
 
-def compare_gemm(peer) -> None:
+def compare_gemm(peer: ModuleType) -> None:
     generator = torch.Generator(device="cuda").manual_seed(3)
     x = torch.randn(4096, 1536, device="cuda", dtype=torch.bfloat16, generator=generator)
     w = torch.randn(8960, 1536, device="cuda", dtype=torch.bfloat16, generator=generator) / 39
@@ -64,7 +76,7 @@ def compare_gemm(peer) -> None:
         raise SystemExit("the GEMM no longer repeats the original's bits: nothing is timed")
 
 
-def compare_attention(peer, length: int) -> None:
+def compare_attention(peer: ModuleType, length: int) -> None:
     generator = torch.Generator(device="cuda").manual_seed(4)
     q, k, v = (
         torch.randn(1, length, 12, 128, device="cuda", dtype=torch.bfloat16, generator=generator) * s for s in (2, 2, 1)
@@ -90,22 +102,7 @@ def compare_attention(peer, length: int) -> None:
     print(f"block sets shared with upstream's bf16 routing: {float((sets[0] & sets[1]).sum() / sets[0].sum()):.4f}")
 
 
-def timed(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, the runs taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(repeats + 1):
-        for name, run in runs.items():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            if round_:
-                times[name].append(begin.elapsed_time(end))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def compare_network(peer, layers: int, latent: tuple[int, int, int], repeats: int) -> None:
+def compare_network(peer: ModuleType, layers: int, latent: tuple[int, int, int], repeats: int) -> None:
     device = torch.device("cuda")
     config = dataclasses.replace(synthetic.MODELS["1.3b"], num_layers=layers)
     quantized = synthetic.tensors(config, device, quantized=True)
@@ -171,21 +168,19 @@ def compare_network(peer, layers: int, latent: tuple[int, int, int], repeats: in
         "ours int8 + sla": lambda: ours["int8"](x, t, context),
         "ours int8 + sagesla": sagesla,
     }
-    for name, milliseconds in timed(runs, repeats).items():
-        print(f"{name:22s} {milliseconds:8.1f} ms a step")
+    for name, timing in interleaved(runs, repeats).items():
+        print(f"{name:22s} {timing.ms:8.1f} ms a step")
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True)
+    parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--size", default="832x480x81")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    sys.path.insert(0, arguments.peer)
-    import peer
-
+    peer = load_peer(arguments.peer)
     width, height, frames = (int(part) for part in arguments.size.split("x"))
     latent = ((frames - 1) // 4 + 1, height // 8, width // 8)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.size}")

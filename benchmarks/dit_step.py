@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,10 @@ from turbowan.benchmarks import synthetic
 from turbowan.kernels import block_int8, dispatch, norm, sage, sla
 from turbowan.turbo_core import rope
 from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
 
+TOPK = 0.1
 RELATIVE_ERROR_LIMIT = 1e-2  # int8 codes of one tensor are near 6e-3, everything else near 2e-3
 
 
@@ -90,11 +93,23 @@ def check_kernels(device: torch.device) -> None:
             raise SystemExit(f"{name} is wrong ({error:.2e}): nothing is timed")
 
 
+def build(config: WanConfig, row: Row, tensors: Mapping[str, torch.Tensor]) -> TurboWan:
+    """A network over `tensors` (native names, int8 codes where `row.quantized`) as the row wants it."""
+    net = TurboWan(config, device="meta")
+    net.load(tensors)
+    return net
+
+
+def prepare(net: TurboWan, row: Row) -> None:
+    """Settings that rows of the same weights do not share."""
+    net.attention = AttentionSettings(mode=row.mode, topk=TOPK)
+    net.set_activation_rows(row.activation_rows)
+
+
 def measure(net: TurboWan, row: Row, latent: tuple[int, int, int], repeats: int) -> tuple[float, float, float]:
     """First-call seconds, median milliseconds and peak GiB of a forward."""
     device = net.head.modulation.device
-    net.attention = AttentionSettings(mode=row.mode, topk=0.1)
-    net.set_activation_rows(row.activation_rows)
+    prepare(net, row)
     x = torch.randn(1, net.config.in_dim, *latent, device=device, dtype=torch.bfloat16)
     context = torch.randn(1, 512, net.config.text_dim, device=device, dtype=torch.bfloat16)
     timestep = torch.tensor([988.0], device=device)
@@ -145,6 +160,7 @@ def main() -> None:
     else:
         check_kernels(device)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.model}, {arguments.size}")
+    config = synthetic.MODELS[arguments.model]
     net, built = None, None
     for row in ROWS:
         if arguments.rows not in row.name or (arguments.torch and row.mode == "sagesla"):
@@ -152,10 +168,9 @@ def main() -> None:
         if built != row.quantized:
             del net
             torch.cuda.empty_cache()
-            net, built = (
-                synthetic.model(synthetic.MODELS[arguments.model], device, quantized=row.quantized),
-                row.quantized,
-            )
+            tensors = synthetic.tensors(config, device, quantized=row.quantized)
+            net, built = build(config, row, tensors), row.quantized
+            del tensors
         first, step, peak = measure(net, row, latent, arguments.repeats)
         print(f"{row.name:18s} {step:9.1f} ms a step, first call {first:6.1f} s, peak {peak:6.2f} GiB", flush=True)
         if arguments.profile:

@@ -7,7 +7,7 @@ Writes a random quantized checkpoint in the released layout and a random Wan 2.1
 `workflows/api/TurboWan_T2V.json` with other file names and a random conditioning for the text encoder pair, and
 checks the MP4 that comes back. Three prompts that differ by seed: cold (load and JIT), warm, and reloaded (weights
 back from host memory after the host was told to unload). A step's time ends when the GPU has finished it
-(`host_observer`). The clip is noise: encoding it takes longer than encoding a real video.
+(`host_observer`). The clip is as hard to encode as a real one (`random_vae`); its bitrate is printed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +31,15 @@ from typing import Any
 
 import av
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from turbowan.benchmarks import synthetic
+from turbowan.benchmarks import released_files, synthetic
+from turbowan.benchmarks.released_files import CHECKPOINT, VAE
+from turbowan.benchmarks.request import Size, parse_size
 from turbowan.turbo_core.config import WanConfig
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO / "tests"))
 
-import tiny  # noqa: E402
 from host import video  # noqa: E402
 from host.client import ComfyClient, Run  # noqa: E402
 from host.server import ComfyProcess, default_packs, free_port  # noqa: E402
@@ -51,7 +50,8 @@ SAMPLER, LOADER = "TurboT2VSampler", "TurboLoader"
 TINY = WanConfig(dim=256, ffn_dim=384, num_heads=2, num_layers=2, has_proj_l=True)
 MODELS = {"tiny": TINY} | {name: synthetic.MODELS[name] for name in ("1.3b", "14b")}
 VAE_WIDTHS = {"tiny": 8, "1.3b": 96, "14b": 96}
-CHECKPOINT, VAE = "random-quant.pth", "random_wan_vae.safetensors"
+FPS = 16
+RELOADED = "reloaded"
 PROMPT_TIMEOUT = 900
 GIB = 2**30
 SHOWN = GIB // 10  # nodes whose peak of GPU memory is smaller are left out
@@ -59,12 +59,12 @@ SHOWN = GIB // 10  # nodes whose peak of GPU memory is smaller are left out
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is run: `size` is width, height, frames."""
+    """What is run."""
 
     comfy: Path
     python: Path
     model: str
-    size: tuple[int, int, int]
+    size: Size
     steps: int
     cpu: bool
     flags: tuple[str, ...]
@@ -109,27 +109,6 @@ class Host(ComfyProcess):
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         found = dict(re.findall(r"^(VmHWM|VmRSS|RssAnon):\s+(\d+) kB", status, re.MULTILINE))
         return {name: int(value) * 1024 for name, value in found.items()}
-
-
-def released_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Native names to those of released files: a 2-D patch embedding, `proj_l` two modules deeper."""
-    released = {
-        name.replace(".self_attn.proj_l.", f".self_attn.{tiny.PROJ_L}"): tensor.cpu()
-        for name, tensor in tensors.items()
-    }
-    released["patch_embedding.weight"] = released["patch_embedding.weight"].flatten(1).contiguous()
-    return released
-
-
-def write_models(plan: Plan, models: Path) -> None:
-    device = torch.device("cpu" if plan.cpu else "cuda")
-    quantized = synthetic.tensors(MODELS[plan.model], device, quantized=True)
-    tiny.save_pth(models / "diffusion_models" / CHECKPOINT, released_layout(quantized))
-    (models / "vae").mkdir()
-    save_file(tiny.tiny_vae_tensors(VAE_WIDTHS[plan.model], dtype=torch.bfloat16), models / "vae" / VAE)
-    del quantized
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def workflow(plan: Plan, seed: int) -> Prompt:
@@ -201,13 +180,14 @@ def check_video(client: ComfyClient, run: Run, prompt: Prompt, plan: Plan) -> by
     saved = run.outputs[nodes_of(prompt, "SaveVideo")[0]]["images"][0]
     data = client.view(saved["filename"], saved["subfolder"])
     width, height, frames = plan.size
-    expected = video.Video(width=width, height=height, frames=frames, fps=16.0)
+    expected = video.Video(width=width, height=height, frames=frames, fps=FPS)
     found = video.decode(data)
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         first = torch.from_numpy(next(container.decode(stream)).to_ndarray(format="rgb24")).float()
         codec = stream.codec_context.name
-    print(f"{saved['filename']}: {len(data) / 2**20:.1f} MiB, {codec}, {found}", flush=True)
+    bitrate = 8 * len(data) * FPS / frames / 1e6
+    print(f"{saved['filename']}: {len(data) / 2**20:.1f} MiB, {bitrate:.1f} Mbit/s, {codec}, {found}", flush=True)
     if not saved["filename"].endswith(".mp4") or found != expected or first.std() < 1:
         raise SystemExit(f"the video must be {expected} and show something")
     return data
@@ -242,26 +222,26 @@ def _print_rows(unit: str, columns: list[dict[str, float]], scale: int) -> None:
         print(f"{name + ', ' + unit:36s}" + "".join(values))
 
 
-def run_all(plan: Plan, base: Path) -> Iterator[bytes]:
-    """The MP4 of each prompt; the table is printed at the end, also after a failure."""
+def run_prompts(plan: Plan, base: Path, passes: Sequence[str]) -> Iterator[tuple[str, Figures, bytes]]:
+    """One prompt for each of `passes`, with another seed each time: its figures and its MP4.
+
+    The first is cold; before one that is called `RELOADED` the host is told to unload its models.
+    """
     started = time.perf_counter()
-    write_models(plan, base / "models")
-    size = (base / "models" / "diffusion_models" / CHECKPOINT).stat().st_size
+    device = torch.device("cpu" if plan.cpu else "cuda")
+    checkpoint = released_files.write(base / "models", MODELS[plan.model], VAE_WIDTHS[plan.model], device)
+    size = checkpoint.stat().st_size
     written = time.perf_counter()
     print(f"checkpoint {size / GIB:.2f} GiB and VAE written in {written - started:.1f} s", flush=True)
-    runs: dict[str, Figures] = {}
     with Host(plan, base) as host:
         print(f"ComfyUI answers after {time.perf_counter() - written:.1f} s", flush=True)
         client = ComfyClient(host.url)
-        try:
-            for seed, name in enumerate(("cold", "warm", "reloaded")):
-                if name == "reloaded":
-                    client.post("/free", {"unload_models": True, "free_memory": False})
-                prompt = workflow(plan, seed)
-                runs[name], run = measure(host, client, prompt)
-                yield check_video(client, run, prompt, plan)
-        finally:
-            print_table(runs)
+        for seed, name in enumerate(passes):
+            if name == RELOADED:
+                client.post("/free", {"unload_models": True, "free_memory": False})
+            prompt = workflow(plan, seed)
+            figures, run = measure(host, client, prompt)
+            yield name, figures, check_video(client, run, prompt, plan)
 
 
 def parse() -> tuple[Plan, Path | None]:
@@ -269,15 +249,14 @@ def parse() -> tuple[Plan, Path | None]:
     parser.add_argument("--comfy", type=Path, required=True, help="a ComfyUI checkout")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the interpreter that runs it")
     parser.add_argument("--model", choices=MODELS, default="1.3b")
-    parser.add_argument("--size", default="832x480x81", help="width x height x frames")
+    parser.add_argument("--size", type=parse_size, default="832x480x81", help="width x height x frames")
     parser.add_argument("--steps", type=int, choices=range(1, 5), default=4)
     parser.add_argument("--keep", type=Path, help="a folder for the host's log and the last MP4")
     parser.add_argument("--flag", action="append", default=[], help="a start option of ComfyUI, as --flag=--lowvram")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with the tiny model at 160x96x9")
     arguments = parser.parse_args()
-    width, height, frames = (int(part) for part in arguments.size.split("x"))
     plan = Plan(
-        comfy=arguments.comfy.resolve(), python=arguments.python, model=arguments.model, size=(width, height, frames),
+        comfy=arguments.comfy.resolve(), python=arguments.python, model=arguments.model, size=arguments.size,
         steps=arguments.steps, cpu=False, flags=tuple(arguments.flag),
     )  # fmt: skip
     if arguments.dry_run:
@@ -291,13 +270,16 @@ def main() -> None:
         keep.mkdir(parents=True, exist_ok=True)
     device = "CPU" if plan.cpu else torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}, {plan.model}, {plan.size}, {plan.steps} steps", flush=True)
+    runs: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         try:
-            for data in run_all(plan, base):
+            for name, figures, data in run_prompts(plan, base, ("cold", "warm", RELOADED)):
+                runs[name] = figures
                 if keep is not None:
                     (keep / "host_run.mp4").write_bytes(data)
         finally:
+            print_table(runs)
             log = base / "comfyui.log"
             if keep is not None and log.exists():
                 shutil.copy(log, keep)

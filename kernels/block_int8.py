@@ -84,6 +84,24 @@ class QuantizedActivations:
         return (self.codes.to(torch.float32) * per_column).to(dtype)
 
 
+@dataclass(frozen=True)
+class GatedResidual:
+    """What a linear layer's output y is added to: x + y · gate, in the GEMM's epilogue.
+
+    Attributes:
+        x: [B, L, N], contiguous, in the dtype of the result.
+        gate: fp32 [B or 1, N]; None adds y as it is.
+    """
+
+    x: Tensor
+    gate: Tensor | None = None
+
+    def add(self, y: Tensor) -> Tensor:
+        """[B, L, N] fp32 from y of B·L rows."""
+        y = y.to(torch.float32).reshape(self.x.shape)
+        return self.x + (y if self.gate is None else y * self.gate.to(torch.float32)[:, None])
+
+
 def quantize_weight(w: Tensor) -> BlockInt8:
     """Quantize a dense [N, K] weight to 128×128 blocks (any float dtype; arithmetic in fp32)."""
     n, k = w.shape
@@ -131,13 +149,23 @@ def quantize_activations(x: Tensor, rows: int = 1) -> QuantizedActivations:
     return quantize_activations_ref(x, rows)
 
 
-def linear(a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, *, gelu: bool, like: Tensor) -> Tensor:
-    """Quantized linear, optionally followed by GELU(tanh); returns [M, N] in the dtype of `like`."""
+def linear(
+    a: QuantizedActivations,
+    w: BlockInt8,
+    bias: Tensor | None,
+    *,
+    gelu: bool,
+    like: Tensor,
+    residual: GatedResidual | None = None,
+) -> Tensor:
+    """Quantized linear, optionally followed by GELU(tanh) and a gated residual; [M, N] in the dtype of `like`."""
     if LINEAR.accepts(like):
         from .block_int8_triton import linear_triton
 
-        return linear_triton(a, w, bias, gelu, like.dtype)
-    return linear_ref(a, w, bias, gelu, like.dtype)
+        return linear_triton(a, w, bias, gelu, like.dtype, residual)
+    if residual is None:
+        return linear_ref(a, w, bias, gelu, like.dtype)
+    return residual.add(linear_ref(a, w, bias, gelu, torch.float32)).to(like.dtype).reshape(-1, w.shape[0])
 
 
 def linear_quantized(

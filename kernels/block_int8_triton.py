@@ -2,29 +2,27 @@
 
 Quantization moves 3 bytes an element (read bf16, write int8) and is bound by memory; the GEMM does 2·M·N·K
 operations. Row counts, and strides made of them, are never specialised: other sizes do not recompile. Triton launches
-on the current device, so every launch makes its tensors' device current.
+on the current device, so every launch makes its tensors' device current. Hopper has a GEMM of its own
+(`block_int8_gluon`); this one serves every other GPU, and Hopper with a Triton that lacks Gluon.
 """
 
 from __future__ import annotations
-
-import functools
-import importlib.util
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, QuantizedActivations
+from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
+from .dispatch import gluon_refusal
 
 # 1.5·2^23: adding and subtracting it rounds an fp32 of magnitude < 2^22 to the nearest integer, ties to even.
 ROUND_MAGIC = tl.constexpr(12582912.0)
 QUANT_ROWS = 64
 # 64×128 tiles, 4 warps, 3 stages: 712–808 TOPS on an H200 at the 1.3B shapes, against 567–624 for 128×128 (8 warps).
-# With tensor descriptors 864, 868 and 773 TOPS instead of 763, 781 and 652 for (N, K) = (8960, 1536), (1536, 8960),
-# (1536, 1536). 72 KiB of shared memory, so that it fits every GPU from sm80 on.
+# 72 KiB of shared memory, so that it fits every GPU from sm80 on.
 LINEAR_TILE_M = 64
-LINEAR_GROUP_M, LINEAR_GROUP_M_TMA = 8, 16
+LINEAR_GROUP_M = 8
 
 
 @triton.jit
@@ -35,9 +33,9 @@ def round_even(x):
 
 @triton.jit
 def encode_rows(x, amax):
-    """Int8 codes of [M, N] under an amax per row."""
-    rounded = round_even(x * (128.0 / amax)[:, None])
-    return tl.minimum(tl.maximum(rounded, -128.0), 127.0).to(tl.int8)
+    """Int8 codes of [M, N] under an amax per row, which bounds |x|: the code is the rounded sum's low byte."""
+    rounded = tl.minimum(x * (128.0 / amax)[:, None] + ROUND_MAGIC, ROUND_MAGIC + 127.0)
+    return rounded.to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit(do_not_specialize=["length", "row_count", "blocks_per_sample"])
@@ -94,13 +92,19 @@ def _finish_tile(
     m_block,
     n_block,
     bias_ptr,  # [N]
+    x_ptr,  # [M, N] where RESIDUAL
+    gate_ptr,  # fp32 [M/length or 1, N] where GATE
     y_ptr,  # [M, N], int8 codes where QUANTIZE
     y_scale_ptr,  # fp32 [N/128, M] where QUANTIZE
     M,
     N,
+    length,
+    gate_stride,
     AMAX_MIN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    GATE: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -112,8 +116,14 @@ def _finish_tile(
     if GELU:
         accumulator = _gelu_tanh(accumulator)
     # Plain, not clamped, offsets: the compiler must see that they are contiguous to write 16 bytes at a time.
-    y_ptrs = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    y_ptrs = y_ptr + offsets
     inside = (rows < M)[:, None] & (columns < N)[None, :]
+    if RESIDUAL:
+        if GATE:
+            sample = (rows // length).to(tl.int64)
+            accumulator *= tl.load(gate_ptr + sample[:, None] * gate_stride + columns[None, :], mask=inside, other=0.0)
+        accumulator += tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if QUANTIZE:
         # BLOCK_N is the quantization block, so that a tile's row is one row's share of a scale.
         accumulator = tl.where((columns < N)[None, :], accumulator, 0.0)
@@ -124,23 +134,28 @@ def _finish_tile(
         tl.store(y_ptrs, accumulator.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "length"])
 def _linear_kernel(
     a_ptr,  # int8 [M, K]
     a_scale_ptr,  # fp32 [K/128, M]
     w_ptr,  # int8 [N, K]
     w_scale_ptr,  # fp32 [N/128, K/128]
     bias_ptr,
+    x_ptr,
+    gate_ptr,
     y_ptr,
     y_scale_ptr,
     M,
     N,
     K,
+    length,
+    gate_stride,
     AMAX_MIN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    GATE: tl.constexpr,
     QUANTIZE: tl.constexpr,
-    TMA: tl.constexpr,  # a_ptr and w_ptr are tensor descriptors with blocks of BLOCK_M (BLOCK_N) x BLOCK_K
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -149,11 +164,10 @@ def _linear_kernel(
     m_block, n_block = _tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # Edge tiles read row M-1 (column N-1) again instead of masking every load; the store is masked.
     rows = tl.minimum(m_block * BLOCK_M + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
-    if not TMA:
-        columns = tl.minimum(n_block * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
-        k_offsets = tl.arange(0, BLOCK_K)
-        a_ptrs = a_ptr + rows[:, None] * K + k_offsets[None, :]
-        w_ptrs = w_ptr + columns[None, :] * K + k_offsets[:, None]
+    columns = tl.minimum(n_block * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+    k_offsets = tl.arange(0, BLOCK_K)
+    a_ptrs = a_ptr + rows[:, None] * K + k_offsets[None, :]
+    w_ptrs = w_ptr + columns[None, :] * K + k_offsets[:, None]
     a_scale_ptrs = a_scale_ptr + rows
     k_blocks = K // BLOCK_K
     w_scale_ptrs = w_scale_ptr + n_block * k_blocks
@@ -162,12 +176,8 @@ def _linear_kernel(
     # Scales are fetched one block ahead: their load is not pipelined and would stall the multiply otherwise.
     scale = tl.load(a_scale_ptrs) * tl.load(w_scale_ptrs)
     for k_block in range(k_blocks):
-        if TMA:
-            a = a_ptr.load([m_block * BLOCK_M, k_block * BLOCK_K])
-            w = w_ptr.load([n_block * BLOCK_N, k_block * BLOCK_K]).T
-        else:
-            a = tl.load(a_ptrs + k_block * BLOCK_K)
-            w = tl.load(w_ptrs + k_block * BLOCK_K)
+        a = tl.load(a_ptrs + k_block * BLOCK_K)
+        w = tl.load(w_ptrs + k_block * BLOCK_K)
         following = tl.minimum(k_block + 1, k_blocks - 1)
         next_scale = tl.load(a_scale_ptrs + following.to(tl.int64) * M) * tl.load(w_scale_ptrs + following)
         product = tl.dot(a, w, out_dtype=tl.int32)
@@ -178,13 +188,19 @@ def _linear_kernel(
         m_block,
         n_block,
         bias_ptr,
+        x_ptr,
+        gate_ptr,
         y_ptr,
         y_scale_ptr,
         M,
         N,
+        length,
+        gate_stride,
         AMAX_MIN,
         HAS_BIAS,
         GELU,
+        RESIDUAL,
+        GATE,
         QUANTIZE,
         BLOCK_M,
         BLOCK_N,
@@ -219,10 +235,17 @@ def quantize_activations_triton(x: Tensor, rows: int = 1) -> QuantizedActivation
     return QuantizedActivations(codes, scale)
 
 
-def linear_triton(a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, gelu: bool, dtype: torch.dtype) -> Tensor:
+def linear_triton(
+    a: QuantizedActivations,
+    w: BlockInt8,
+    bias: Tensor | None,
+    gelu: bool,
+    dtype: torch.dtype,
+    residual: GatedResidual | None = None,
+) -> Tensor:
     """Launch the GEMM; see `block_int8.linear_ref` for the mathematics. Returns [M, N] `dtype`."""
     y = torch.empty(a.codes.shape[0], w.shape[0], dtype=dtype, device=a.codes.device)
-    _launch_linear(a, w, bias, gelu, y, None, use_tma(a.codes.device))
+    _launch_linear(a, w, bias, gelu, y, None, residual)
     return y
 
 
@@ -233,15 +256,8 @@ def linear_quantized_triton(
     (m, _), n = a.codes.shape, w.shape[0]
     codes = torch.empty(m, n, dtype=torch.int8, device=a.codes.device)
     scale = torch.empty(triton.cdiv(n, BLOCK), m, dtype=torch.float32, device=a.codes.device)
-    _launch_linear(a, w, bias, gelu, codes, scale, use_tma(a.codes.device))
+    _launch_linear(a, w, bias, gelu, codes, scale, None)
     return QuantizedActivations(codes, scale)
-
-
-@functools.cache
-def use_tma(device: torch.device) -> bool:
-    """Hopper with a Triton that has tensor descriptors: their copies cost the multiply no issue slots."""
-    has_descriptors = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
-    return has_descriptors and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _launch_linear(
@@ -251,41 +267,61 @@ def _launch_linear(
     gelu: bool,
     y: Tensor,
     y_scale: Tensor | None,
-    tma: bool,
+    residual: GatedResidual | None,
 ) -> None:
     (m, k), n = a.codes.shape, w.shape[0]
     if w.shape[1] != k:
         raise ValueError(f"block-int8 linear: weight must have {k} columns, got {tuple(w.shape)}")
-    w_codes = w.codes.contiguous()
-    if tma:
-        from triton.tools.tensor_descriptor import TensorDescriptor
+    if residual is not None and residual.x.numel() != m * n:
+        raise ValueError(f"block-int8 linear: residual must be [{m}, {n}], got {tuple(residual.x.shape)}")
+    whole_rows = n * y.element_size() % 16 == 0  # what TMA can write
+    if y.element_size() <= 2 and whole_rows and gluon_refusal(y.device) is None:
+        from .block_int8_gluon import linear_gluon
 
-        a_source = TensorDescriptor.from_tensor(a.codes, [LINEAR_TILE_M, BLOCK])
-        w_source = TensorDescriptor.from_tensor(w_codes, [BLOCK, BLOCK])
+        linear_gluon(a, w, bias, gelu=gelu, y=y, y_scale=y_scale, residual=residual)
     else:
-        a_source, w_source = a.codes, w_codes
+        _launch_plain(a, w, bias, gelu, y, y_scale, residual)
+
+
+def _launch_plain(
+    a: QuantizedActivations,
+    w: BlockInt8,
+    bias: Tensor | None,
+    gelu: bool,
+    y: Tensor,
+    y_scale: Tensor | None,
+    residual: GatedResidual | None,
+) -> None:
+    (m, k), n = a.codes.shape, w.shape[0]
+    x = y if residual is None else residual.x.contiguous()
+    gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
     grid = (triton.cdiv(m, LINEAR_TILE_M) * triton.cdiv(n, BLOCK),)
-    with torch.cuda.device_of(a.codes):
+    with torch.cuda.device_of(y):
         _linear_kernel[grid](
-            a_source,
+            a.codes,
             a.scale,
-            w_source,
+            w.codes.contiguous(),
             w.scale.contiguous(),
             bias if bias is not None else y,
+            x,
+            gate if gate is not None else a.scale,
             y,
             y_scale if y_scale is not None else y,
             m,
             n,
             k,
+            x.shape[1] if gate is not None else m,
+            n if gate is not None and gate.shape[0] > 1 else 0,
             AMAX_MIN=AMAX_FLOOR,
             HAS_BIAS=bias is not None,
             GELU=gelu,
+            RESIDUAL=residual is not None,
+            GATE=gate is not None,
             QUANTIZE=y_scale is not None,
-            TMA=tma,
             BLOCK_M=LINEAR_TILE_M,
             BLOCK_N=BLOCK,
             BLOCK_K=BLOCK,
-            GROUP_M=LINEAR_GROUP_M_TMA if tma else LINEAR_GROUP_M,
+            GROUP_M=LINEAR_GROUP_M,
             num_warps=4,
             num_stages=3,
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 MIN_TRITON = (3, 0)
-GLUON_TRITON = ((3, 6),)  # versions that ran the Gluon kernels; its names change from one to the next
+MIN_GLUON_TRITON = (3, 6)
 
 
 class BackendUnavailableError(ValueError):
@@ -31,8 +31,7 @@ class Kernel:
         name: for logs and errors.
         dtypes: dtypes of its first tensor argument.
         min_capability: lowest CUDA compute capability, (major, minor).
-        max_capability: highest one, or None for any.
-        gluon: whether it is written in Gluon, for the versions in `GLUON_TRITON` alone.
+        gluon_probe: for a Gluon kernel, the function of `probe_gluon` that must succeed first.
         last_dim_multiple: the first argument's last dimension must be a multiple of this.
         contiguous: whether the first argument must be contiguous as it is, because a copy would cost the gain.
     """
@@ -40,20 +39,15 @@ class Kernel:
     name: str
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     min_capability: tuple[int, int] = (8, 0)
-    max_capability: tuple[int, int] | None = None
-    gluon: bool = False
+    gluon_probe: str | None = None
     last_dim_multiple: int = 1
     contiguous: bool = False
 
     def refusal(self, x: Tensor) -> str | None:
         """The reason why this kernel cannot take `x`, or None if it can."""
         reason = triton_refusal(x.device, self.min_capability)
-        if reason is None and self.max_capability is not None:
-            capability = torch.cuda.get_device_capability(x.device)
-            if capability > self.max_capability:
-                reason = f"compute capability {capability[0]}.{capability[1]} is another generation's"
-        if reason is None and self.gluon:
-            reason = _gluon_refusal()
+        if reason is None and self.gluon_probe is not None:
+            reason = gluon_refusal(x.device, self.gluon_probe)
         if reason is None and x.dtype not in self.dtypes:
             reason = f"{x.dtype} is none of {', '.join(str(d) for d in self.dtypes)}"
         if reason is None and x.shape[-1] % self.last_dim_multiple:
@@ -95,15 +89,36 @@ def triton_refusal(device: torch.device, min_capability: tuple[int, int] = (8, 0
     return _triton_install_refusal(device.index if device.index is not None else torch.cuda.current_device())
 
 
+def gluon_refusal(device: torch.device, probe: str = "run_probe") -> str | None:
+    """Why the Gluon kernels for Hopper cannot run on `device`, or None if they can; others serve then.
+
+    `probe` names the function of `probe_gluon` that tries the kernels in question.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return "the device is not a Hopper GPU"
+    reason = triton_refusal(device)
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return reason or _gluon_install_refusal(index, probe)
+
+
 @functools.cache
-def _gluon_refusal() -> str | None:
+def _gluon_install_refusal(device_index: int, probe: str) -> str | None:
+    """Gluon is experimental and may change with any Triton: its kernels must reproduce a known result first."""
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version in GLUON_TRITON:
-        return None
-    known = ", ".join(f"{major}.{minor}" for major, minor in GLUON_TRITON)
-    return f"Triton {triton.__version__} is none of those that the kernel is known to run on ({known})"
+    if version < MIN_GLUON_TRITON:
+        return f"Triton {triton.__version__} is older than {MIN_GLUON_TRITON[0]}.{MIN_GLUON_TRITON[1]}"
+    try:
+        from . import probe_gluon
+
+        getattr(probe_gluon, probe)(torch.device("cuda", device_index))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the probe meets becomes the stated reason
+        log.warning("Triton %s: the Gluon kernels do not work on cuda:%d: %s", triton.__version__, device_index, error)
+        return f"their probe failed: {error}"
+    return None
 
 
 @functools.cache

@@ -14,14 +14,11 @@ from torch import Tensor
 
 from .dispatch import Kernel
 
-# Measured on an H200; other GPUs have no warpgroup MMA, and other Tritons other names for it.
 CAUSAL_CONV = Kernel(
     name="VAE convolution",
     last_dim_multiple=32,
     contiguous=True,
-    min_capability=(9, 0),
-    max_capability=(9, 0),
-    gluon=True,
+    gluon_probe="run_vae_probe",
 )
 REACH = 2  # frames that a convolution sees behind its input
 ROWS = 192  # of the kernel's accumulators: channels of an output frame, or of two

@@ -21,9 +21,7 @@ UPSAMPLE_CONV = Kernel(
     name="VAE upsampling",
     last_dim_multiple=32,
     contiguous=True,
-    min_capability=(9, 0),
-    max_capability=(9, 0),
-    gluon=True,
+    gluon_probe="run_vae_probe",
 )
 # [phase, tap of the phase, tap of the convolution]
 PHASES = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))

@@ -23,7 +23,7 @@ from ..turbo_core.checkpoint import Checkpoint
 from ..turbo_core.config import WanConfig
 from ..turbo_core.errors import CheckpointError, SettingsError
 from ..turbo_core.native_names import is_block_linear_weight
-from . import _layout
+from . import _file_slices, _layout
 from ._model import TurboWanBase, TurboWanSupported
 from ._operations import HostOperations
 from ._patcher import make_patcher
@@ -33,6 +33,7 @@ log = logging.getLogger("turbowan")
 
 FOLDER = "diffusion_models"
 DEQUANTIZED = torch.bfloat16
+CONVERSION_BYTES = 2**30  # on the GPU while a file's precision is changed: a few fp32 copies of one layer
 PUBLISHED_ROWS = 128  # tokens that share an activation scale in TurboDiffusion's own kernels
 
 
@@ -64,13 +65,15 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     device = comfy.model_management.get_torch_device()
     dtype, manual_dtype = _dtypes(source, settings.precision, device)
     chosen = attention.resolve(settings.attention, settings.topk, source.config, device, manual_dtype or dtype)
-    tensors, config = _at_precision(source, settings.precision)
+    tensors, config = _at_precision(source, settings.precision, device)
     supported = TurboWanSupported(config)
     supported.set_inference_dtype(dtype, manual_dtype)
     supported.custom_operations = HostOperations
     model = supported.get_model(tensors, device=torch.device("meta"))
     network = model.diffusion_model
-    network.load(_converted(tensors, dtype))
+    converted = _converted(tensors, dtype)
+    _file_slices.mark(converted.values(), source.spans)
+    network.load(converted)
     network.attention = chosen
     if settings.precision == "exact":
         network.set_activation_rows(PUBLISHED_ROWS)
@@ -92,7 +95,7 @@ def _patcher(
     return patcher
 
 
-def _at_precision(source: Checkpoint, precision: str) -> tuple[dict[str, Tensor], WanConfig]:
+def _at_precision(source: Checkpoint, precision: str, device: torch.device) -> tuple[dict[str, Tensor], WanConfig]:
     """The tensors as the chosen precision wants them: as the file has them, quantized or dequantized."""
     if precision not in PRECISIONS:
         raise SettingsError(f"precision: must be one of {', '.join(PRECISIONS)}, got {precision!r}; choose auto")
@@ -102,9 +105,10 @@ def _at_precision(source: Checkpoint, precision: str) -> tuple[dict[str, Tensor]
     if wanted == source.config.quantized:
         return source.tensors, source.config
     config = dataclasses.replace(source.config, quantized=wanted)
+    comfy.model_management.free_memory(CONVERSION_BYTES, device)
     if wanted:
-        return block_int8.quantize_tensors(source.tensors, _progress(source.path.name)), config
-    return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED), config
+        return block_int8.quantize_tensors(source.tensors, _progress(source.path.name), device), config
+    return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED, device), config
 
 
 def _progress(name: str) -> block_int8.Progress:

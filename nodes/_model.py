@@ -22,6 +22,7 @@ from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError
 from ..turbo_core.layers import TorchOperations
 from ..turbo_core.model import TurboWan
 from ._hooks import ComfyHooks, Options, rope_options
+from ._operations import progress_bar, throw_if_interrupted
 
 SAVED_PREFIX = "model.diffusion_model."  # what the host puts before the names of a saved network
 
@@ -41,6 +42,7 @@ class HostedTurboWan(TurboWan):
         super().__init__(config, operations=operations, device=device, dtype=dtype)
         self.dtype = dtype
         self.image_model = image_model
+        self._compiled_for: set[tuple[object, ...]] = set()
         # Native Wan's attributes that other nodes read.
         self.patch_size, self.dim, self.num_heads = config.patch_size, config.dim, config.num_heads
         self.in_dim, self.out_dim, self.num_layers = config.in_dim, config.out_dim, config.num_layers
@@ -81,6 +83,7 @@ class HostedTurboWan(TurboWan):
         x = comfy.ldm.common_dit.pad_to_patch_size(x, self.patch_size)
         if time_dim_concat is not None:
             x = torch.cat((x, comfy.ldm.common_dit.pad_to_patch_size(time_dim_concat, self.patch_size)), dim=2)
+        self._compile_ahead(x, timestep.flatten(), context)
         out = TurboWan.forward(
             self, x, timestep.flatten(), context, hooks=ComfyHooks(options), rope=rope_options(options)
         )
@@ -91,6 +94,14 @@ class HostedTurboWan(TurboWan):
                 "strengths and the model file"
             )
         return out[:, :, :frames, :height, :width]
+
+    def _compile_ahead(self, x: Tensor, timestep: Tensor, context: Tensor) -> None:
+        """Once for each kind of input: compile what is not compiled yet, with progress, before a step waits for it."""
+        kind = (x.shape, x.dtype, x.device, context.shape, self.attention)
+        if kind in self._compiled_for:
+            return
+        self.compile_ahead(x, timestep, context.to(x.dtype), progress=progress_bar(), interrupted=throw_if_interrupted)
+        self._compiled_for.add(kind)
 
 
 class TurboWanBase(comfy.model_base.WAN21):

@@ -13,6 +13,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.ops
+import comfy.utils
 from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor, nn
 
@@ -27,6 +28,19 @@ _CAST_OPTIONS = frozenset(inspect.signature(comfy.ops.cast_bias_weight).paramete
 def throw_if_interrupted() -> None:
     """Raise the host's interruption if the user cancelled."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress_bar() -> Callable[[int, int], None]:
+    """Reports (done, in all) to the host's progress bar, which learns its total from the first report."""
+    bar = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = comfy.utils.ProgressBar(total)
+        bar.update_absolute(done, total)
+
+    return report
 
 
 class _Hosted(comfy.ops.CastWeightBiasOp):

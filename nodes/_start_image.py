@@ -20,8 +20,8 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ..turbo_core.errors import ConditioningError, LatentError, SettingsError
-from ..turbo_core.vae import LATENT_CHANNELS, SIDE_STRIDE, TIME_STRIDE
-from ._sampling import VAE_REMEDY, memory_advice
+from ..turbo_core.vae import LATENT_CHANNELS, SIDE_STRIDE, TIME_STRIDE, latent_size
+from ._encode import encode_still
 from .choices import ADAPTIVE, CUSTOM, SIZES
 
 WHERE = "TurboImageToVideo"
@@ -63,14 +63,13 @@ def attach(conditioning: list[Any], vae: VAE, image: Tensor, size: Size, length:
             "choose one with ImageFromBatch"
         )
     width, height = size
-    with memory_advice(WHERE, comfy.model_management.vae_device(), VAE_REMEDY):
-        encoded = vae.encode(_frames(image, size, length))
+    encoded = encode_still(vae, _image_then_grey(image, size)[:length], length, WHERE)
     if encoded.ndim != 5 or encoded.shape[1] != LATENT_CHANNELS:
         raise ConditioningError(
             f"{WHERE}: vae must give {LATENT_CHANNELS} channels over frames, got {tuple(encoded.shape)}; "
             "load wan_2.1_vae.safetensors"
         )
-    mask = torch.ones(1, 1, latent_length(length), height // SIDE_STRIDE, width // SIDE_STRIDE)
+    mask = torch.ones(1, 1, *latent_size(length, height, width))
     mask[:, :, 0] = 0.0
     values = {"concat_latent_image": encoded, "concat_mask": mask.to(encoded.device)}
     return node_helpers.conditioning_set_values(conditioning, values)
@@ -79,22 +78,17 @@ def attach(conditioning: list[Any], vae: VAE, image: Tensor, size: Size, length:
 def empty_latent(size: Size, length: int, batch: int) -> dict[str, Tensor]:
     """The LATENT a sampler starts from."""
     width, height = size
-    shape = (batch, LATENT_CHANNELS, latent_length(length), height // SIDE_STRIDE, width // SIDE_STRIDE)
+    shape = (batch, LATENT_CHANNELS, *latent_size(length, height, width))
     return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
 
 
-def latent_length(frames: int) -> int:
-    return 1 + (frames - 1) // TIME_STRIDE
-
-
-def _frames(image: Tensor, size: Size, length: int) -> Tensor:
-    """[length, H, W, 3]: the stretched image, then grey, which is 0 to the VAE."""
+def _image_then_grey(image: Tensor, size: Size) -> Tensor:
+    """[2, H, W, 3]: the stretched image, then grey, which is 0 to the VAE."""
     width, height = size
     rgb = image[..., :3].movedim(-1, 1).to(torch.float32)
     stretched = F.interpolate(rgb, size=(height, width), mode="bilinear", antialias=True).clamp(0, 1)
-    frames = torch.full((length, height, width, 3), GREY, device=image.device)
-    frames[0] = stretched[0].movedim(0, -1)
-    return frames
+    start = stretched.movedim(1, -1)
+    return torch.cat([start, torch.full_like(start, GREY)])
 
 
 def _check_sides(size: Size) -> None:

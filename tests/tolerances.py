@@ -12,6 +12,8 @@ SAME_MATHS_FP32 = 1e-5
 ROUND_TRIP = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 1e-5}
 # A kernel with 16-bit products (attention) against its fp32 reference on the same inputs.
 HALF_PRODUCTS = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# tanh.approx.f32 against tanh.
+HARDWARE_TANH = 2**-11
 # A quantized recipe against fp32: floors of the signal-to-noise ratio in dB.
 SQNR_BLOCK_INT8_WEIGHT_DB = 36.0
 SQNR_BLOCK_INT8_LINEAR_DB = 34.0

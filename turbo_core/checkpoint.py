@@ -20,6 +20,7 @@ from torch import Tensor
 from . import foreign, native_names
 from .config import HEAD_DIM, MODEL_NAMES, PATCH_SIZE, WanConfig
 from .errors import CheckpointError, UnsupportedModelError
+from .file_spans import Spans
 from .native_names import Expected
 from .weight_file import DOWNLOAD_AGAIN, open_weights
 
@@ -51,6 +52,8 @@ class Checkpoint:
     """TurboDiffusion's own weights (their network time is rounded), not some native Wan model's."""
     layout: str = ""
     """How the file was written, for people."""
+    spans: Spans = field(default_factory=dict, repr=False)
+    """Where the mapped tensors lie in the file."""
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -87,6 +90,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         ignored=tuple(ignored),
         turbodiffusion=turbodiffusion,
         layout=f"{file.container}, {names}, " + (f"prefix {prefix}" if prefix else "no prefix"),
+        spans=file.spans,
     )
 
 

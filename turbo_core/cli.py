@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
@@ -86,6 +89,56 @@ def _inspect(arguments: argparse.Namespace) -> None:
         print(f"{label:<10} {value}")
 
 
+BENCH_STAGES = ("kernel", "block", "step", "vae", "prompt")
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stages", default="kernel,block,step,vae", help=f"some of {','.join(BENCH_STAGES)}")
+    parser.add_argument("--model", choices=("1.3b", "14b"), default="1.3b", help="random weights of this size")
+    parser.add_argument("--size", default="832x480x81", help="width x height x frames")
+    parser.add_argument("--rows", default="", help="only rows of ours whose name contains this, as 'int8 + sagesla'")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--comfy", type=Path, default=os.environ.get("COMFYUI_DIR"), help="a ComfyUI checkout (default: COMFYUI_DIR)"
+    )
+    parser.add_argument("--peer", type=Path, help="a folder with peer.py over a built TurboDiffusion")
+    parser.add_argument("--json", type=Path, help="the report to write, or to renew these stages' rows in")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from .errors import SettingsError
+
+    stages = tuple(arguments.stages.split(","))
+    if unknown := [stage for stage in stages if stage not in BENCH_STAGES]:
+        raise SettingsError(f"bench: stages must be among {', '.join(BENCH_STAGES)}, got {', '.join(unknown)}")
+    request = _benchmark("request").Request(
+        stages=stages,
+        model=arguments.model,
+        size=_benchmark("request").parse_size(arguments.size),
+        rows=arguments.rows,
+        repeats=arguments.repeats,
+        comfy=arguments.comfy,
+        peer=arguments.peer,
+    )
+    _benchmark("suite").run(request, arguments.json)
+
+
+def _benchmark(name: str) -> ModuleType:
+    """A module of the folder `benchmarks`, which lies beside the core in a checkout and nowhere else."""
+    package = f"{__package__.rpartition('.')[0]}.benchmarks"
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        from .errors import SettingsError
+
+        raise SettingsError(
+            "bench: the folder benchmarks must lie in the pack, this installation came without it; "
+            "clone the repository and run `python comfyui-turbowan bench` beside it"
+        ) from error
+
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         name="convert",
@@ -98,6 +151,12 @@ COMMANDS: tuple[Command, ...] = (
         summary="say what model a file holds",
         add_arguments=_inspect_arguments,
         run=_inspect,
+    ),
+    Command(
+        name="bench",
+        summary="time kernels, steps, VAE and prompts on this GPU, beside their peers",
+        add_arguments=_bench_arguments,
+        run=_bench,
     ),
 )
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import block_int8
-from ..kernels.block_int8 import BlockInt8, QuantizedActivations
+from ..kernels.block_int8 import BlockInt8, GatedResidual, QuantizedActivations
+from ..kernels.norm import gated_residual
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Activation:
         return self._quantized[rows]
 
 
-class _Lending(nn.Module):
+class Lending(nn.Module):
     """A module that owns `weight` and perhaps `bias`."""
 
     weight: nn.Parameter
@@ -75,7 +76,7 @@ class _Lending(nn.Module):
         yield Lent(self.weight.to(x.device, x.dtype), bias)
 
 
-class Linear(_Lending):
+class Linear(Lending):
     """y = x Wᵀ + b with a dense or block-int8 weight.
 
     Attributes:
@@ -116,11 +117,11 @@ class Linear(_Lending):
         """Whether int8 codes with a scale per row are all this layer needs of its input."""
         return self.is_quantized and self.activation_rows == 1
 
-    def forward(self, x: Tensor | Activation, *, gelu: bool = False) -> Tensor:
-        """x [..., in_features] → [..., out_features]; `gelu` applies GELU(tanh) to the result."""
+    def forward(self, x: Tensor | Activation, *, gelu: bool = False, residual: GatedResidual | None = None) -> Tensor:
+        """x [..., in_features] → [..., out_features]; `gelu` applies GELU(tanh), then `residual` is added to."""
         activation = x if isinstance(x, Activation) else Activation(x)
         with self.lend(activation.like) as lent:
-            return linear(activation, lent, gelu=gelu, rows=self.activation_rows)
+            return linear(activation, lent, gelu=gelu, rows=self.activation_rows, residual=residual)
 
     def feed(self, reader: Linear, activation: Activation, *, gelu: bool) -> Activation:
         """`forward` for one reader: written as int8 codes alone where both layers and the kernel allow it."""
@@ -153,7 +154,7 @@ class Linear(_Lending):
             destination[prefix + "int8_weight"] = destination.pop(prefix + "weight")
 
 
-class RMSNorm(_Lending):
+class RMSNorm(Lending):
     """Holds an RMS norm's weight; `kernels.norm.rms_norm_rope` computes it."""
 
     def __init__(
@@ -165,7 +166,7 @@ class RMSNorm(_Lending):
         self.register_parameter("bias", None)
 
 
-class LayerNorm(_Lending):
+class LayerNorm(Lending):
     """Holds an affine layer norm's weight and bias; `kernels.norm.layer_norm` computes it."""
 
     def __init__(
@@ -177,7 +178,7 @@ class LayerNorm(_Lending):
         self.bias = _parameter(dim, device=device, dtype=dtype)
 
 
-class PatchEmbedding(_Lending):
+class PatchEmbedding(Lending):
     """A convolution whose stride is its kernel, as native Wan stores it: weight [dim, in, kt, kh, kw]."""
 
     def __init__(
@@ -207,8 +208,10 @@ class TorchOperations:
     PatchEmbedding = PatchEmbedding
 
 
-def linear(activation: Activation, lent: Lent, *, gelu: bool, rows: int) -> Tensor:
-    """x Wᵀ + b, then GELU(tanh) if asked; returns x's shape and dtype with the last dimension replaced.
+def linear(
+    activation: Activation, lent: Lent, *, gelu: bool, rows: int, residual: GatedResidual | None = None
+) -> Tensor:
+    """x Wᵀ + b, then GELU(tanh) and the gated residual if asked; x's shape and dtype, the last dimension replaced.
 
     Where the block-int8 kernel cannot run, the weight is dequantized for the call and activations stay as they
     are, which is more accurate and faster than emulating the kernel. `rows=128` asks for the published arithmetic
@@ -217,11 +220,15 @@ def linear(activation: Activation, lent: Lent, *, gelu: bool, rows: int) -> Tens
     weight, like = lent.weight, activation.like
     if isinstance(weight, BlockInt8):
         if rows == block_int8.BLOCK or block_int8.LINEAR.accepts(like):
-            y = block_int8.linear(activation.quantized(rows), weight, lent.bias, gelu=gelu, like=like)
+            codes = activation.quantized(rows)
+            y = block_int8.linear(codes, weight, lent.bias, gelu=gelu, like=like, residual=residual)
             return y.reshape(*like.shape[:-1], y.shape[-1])
         weight = weight.dequantize(like.dtype)
     y = F.linear(activation.x, weight, lent.bias)
-    return F.gelu(y, approximate="tanh") if gelu else y
+    y = F.gelu(y, approximate="tanh") if gelu else y
+    if residual is None:
+        return y
+    return residual.x + y if residual.gate is None else gated_residual(residual.x, y, residual.gate)
 
 
 def _parameter(*shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> nn.Parameter:

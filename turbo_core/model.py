@@ -8,20 +8,24 @@ Time embedding, modulation, norms and head run in fp32; the tokens between them 
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels.norm import NORM_QUANTIZED, gated_residual, layer_norm, layer_norm_quantized, rms_norm_rope
+from ..kernels.block_int8 import GatedResidual
+from ..kernels.compile_ahead import Progress, compile_ahead
+from ..kernels.dispatch import triton_refusal
+from ..kernels.norm import NORM_QUANTIZED, layer_norm, layer_norm_quantized, rms_norm_rope
 from ..kernels.sageattention import sage_dense_attention
 from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import Activation, LayerNorm, Linear, RMSNorm, TorchOperations
+from .layers import Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
 
@@ -125,6 +129,31 @@ class TurboWan(nn.Module):
                 )
         self.requires_grad_(False)
 
+    def compile_ahead(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+    ) -> int:
+        """Compile the kernels of a forward on these inputs, all blocks being alike; see `kernels.compile_ahead`."""
+        if triton_refusal(x.device) is not None:
+            return 0
+        short = copy.copy(self)
+        short._modules = {**self._modules, "blocks": self.blocks[:1]}
+        for module in short.modules():
+            if isinstance(module, Lending):
+                with module.lend(x):  # a host may keep what a loan computed, so that must not happen on the walk
+                    pass
+        return compile_ahead(
+            lambda: TurboWan.forward(short, x, timestep, context),
+            x.device,
+            progress=progress,
+            interrupted=interrupted,
+        )
+
     def set_activation_rows(self, rows: int) -> None:
         """How many rows share an activation scale in block-int8 layers: 1, or 128 for the published arithmetic."""
         for module in self.modules():
@@ -191,15 +220,16 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (own + inputs.modulation).unbind(1)
         hooks.interrupted()
         attn = self.self_attn
-        y = attn(_normed(x, 1 + scale1, shift1, self.eps, (attn.q, attn.k, attn.v)), inputs, attention, hooks)
-        x = gated_residual(x, y, gate1)
+        normed = _normed(x, 1 + scale1, shift1, self.eps, (attn.q, attn.k, attn.v))
+        x = attn(normed, inputs, attention, hooks, GatedResidual(x, gate1))
         hooks.interrupted()
-        x = x + self.cross_attn(_affine_normed(self.norm3, x, (self.cross_attn.q,)), inputs.context, hooks)
+        normed = _affine_normed(self.norm3, x, (self.cross_attn.q,))
+        x = self.cross_attn(normed, inputs.context, hooks, GatedResidual(x))
         x = hooks.cross_attention(x)
         hooks.interrupted()
         up, _, down = self.ffn
         hidden = up.feed(down, _normed(x, 1 + scale2, shift2, self.eps, (up,)), gelu=True)
-        return gated_residual(x, down(hidden), gate2)
+        return down(hidden, residual=GatedResidual(x, gate2))
 
 
 class _Attention(nn.Module):
@@ -228,7 +258,15 @@ class SelfAttention(_Attention):
         if config.has_proj_l:
             self.proj_l = operations.Linear(config.head_dim, config.head_dim, **factory)
 
-    def forward(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
+    def forward(
+        self,
+        x: Activation,
+        inputs: BlockInputs,
+        attention: AttentionSettings,
+        hooks: Hooks,
+        residual: GatedResidual,
+    ) -> Tensor:
+        """The tokens after attention: `residual.x` plus this layer's gated output."""
         q = self._split(_rms_norm(self.norm_q, self.q(x), inputs))
         k = self._split(_rms_norm(self.norm_k, self.k(x), inputs))
         v = self._split(self.v(x))
@@ -240,18 +278,19 @@ class SelfAttention(_Attention):
         else:
             with self.proj_l.lend(q) as proj:
                 out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)
-        return self.o(hooks.self_attention(out.flatten(2), q, k))
+        return self.o(hooks.self_attention(out.flatten(2), q, k), residual=residual)
 
 
 class CrossAttention(_Attention):
     """Attention from the video's tokens to the text's."""
 
-    def forward(self, x: Activation, context: Tensor, hooks: Hooks) -> Tensor:
+    def forward(self, x: Activation, context: Tensor, hooks: Hooks, residual: GatedResidual) -> Tensor:
+        """The tokens after attention to the text: `residual.x` plus this layer's output."""
         text = Activation(context)
         q = self._split(_rms_norm(self.norm_q, self.q(x)))
         k = self._split(_rms_norm(self.norm_k, self.k(text)))
         v = self._split(self.v(text))
-        return self.o(hooks.dense_attention(q, k, v).flatten(2))
+        return self.o(hooks.dense_attention(q, k, v).flatten(2), residual=residual)
 
 
 class Head(nn.Module):

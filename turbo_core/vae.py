@@ -8,6 +8,7 @@ diffusion model works on ``normalize``d ones. Decoded values are not clamped.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from .vae_layers import (
     ResidualBlock,
     Upsample,
 )
-from .vae_passes import Canvas, Progress, stream
+from .vae_passes import Canvas, Progress, Receive, stream
 from .vae_plan import Level, Plan, make_plan
 
 LATENT_CHANNELS = 16
@@ -46,6 +47,16 @@ class VAEConfig:
     width: int = 96
     in_channels: int = 3
     out_channels: int = 3
+
+
+def latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """T, H and W of the latent of a video of 4n+1 frames."""
+    return 1 + (frames - 1) // TIME_STRIDE, height // SIDE_STRIDE, width // SIDE_STRIDE
+
+
+def video_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Frames, height and width of the video of a latent of T, H, W."""
+    return TIME_STRIDE * (frames - 1) + 1, SIDE_STRIDE * height, SIDE_STRIDE * width
 
 
 def normalize(z_BCTHW: Tensor) -> Tensor:
@@ -151,9 +162,12 @@ class WanVAE(nn.Module):
         levels = self.decoder.levels()
         return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget)
 
-    def plan_encode(self, size: tuple[int, int, int], *, chunk: int | None, budget: int | None) -> Plan:
+    def plan_encode(
+        self, size: tuple[int, int, int], *, chunk: int | None, budget: int | None, still: bool = False
+    ) -> Plan:
+        """As ``plan_decode``; ``still`` where the clip is longer than what is given of it."""
         levels = self.encoder.levels()
-        return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget)
+        return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget, still=still)
 
     @torch.no_grad()
     def decode(
@@ -173,17 +187,55 @@ class WanVAE(nn.Module):
         fp32. ``interrupted`` is called before every layer and raises to cancel. ``output_device``: where the
         result goes, by default the weights' device.
         """
+        canvas = self._decode(
+            z_BCTHW,
+            chunk=chunk,
+            budget=memory_budget_bytes,
+            progress=progress,
+            interrupted=interrupted,
+            device=output_device,
+        )
+        return canvas.result()
+
+    @torch.no_grad()
+    def decode_to(
+        self,
+        receive: Receive,
+        z_BCTHW: Tensor,
+        *,
+        chunk: int | None = None,
+        memory_budget_bytes: int | None = None,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+    ) -> None:
+        """``decode``, whose frames go to ``receive`` on the weights' device as they are finished."""
+        canvas = self._decode(
+            z_BCTHW,
+            chunk=chunk,
+            budget=memory_budget_bytes,
+            progress=progress,
+            interrupted=interrupted,
+            device=None,
+            receive=receive,
+        )
+        canvas.hand_on()
+
+    def _decode(
+        self,
+        z_BCTHW: Tensor,
+        *,
+        chunk: int | None,
+        budget: int | None,
+        progress: Progress | None,
+        interrupted: Callable[[], None] | None,
+        device: torch.device | str | None,
+        receive: Receive | None = None,
+    ) -> Canvas:
         _check_latents(z_BCTHW)
         batch, _, frames, height, width = z_BCTHW.shape
-        plan = self.plan_decode((frames, height, width), chunk=chunk, budget=memory_budget_bytes)
-        shape = (
-            batch,
-            self.config.out_channels,
-            TIME_STRIDE * (frames - 1) + 1,
-            SIDE_STRIDE * height,
-            SIDE_STRIDE * width,
-        )
-        canvas = Canvas(plan, shape, SIDE_STRIDE, output_device or self.device, self.dtype, progress)
+        plan = self.plan_decode((frames, height, width), chunk=chunk, budget=budget)
+        shape = (batch, self.config.out_channels, *video_size(frames, height, width))
+        canvas = Canvas(plan, shape, SIDE_STRIDE, device or self.device, self.dtype, progress, receive)
         levels = self.decoder.levels()
         for sample, row, column in canvas.tiles():
             z = z_BCTHW[sample : sample + 1, :, :, slice(*plan.rows[row]), slice(*plan.columns[column])]
@@ -191,13 +243,14 @@ class WanVAE(nn.Module):
             for piece in stream(levels, plan.frames, z, like=self.conv2.weight, interrupted=interrupted):
                 canvas.paint(piece, sample, row, column)
                 del piece  # the next pass needs the room
-        return canvas.result()
+        return canvas
 
     @torch.no_grad()
     def encode(
         self,
         x_BCTHW: Tensor,
         *,
+        length: int | None = None,
         chunk: int | None = None,
         memory_budget_bytes: int | None = None,
         progress: Progress | None = None,
@@ -206,12 +259,14 @@ class WanVAE(nn.Module):
     ) -> Tensor:
         """Video of 4n+1 frames in [-1, 1] to the mean of its raw latents [B, 16, n+1, H/8, W/8].
 
-        The video may be on any device: only a pass's frames move to the weights'. Options as in ``decode``.
+        The video may be on any device: only a pass's frames move to the weights'. ``length``: frames of the video
+        where its last given frame stands still to the end; what repeats is not computed (``vae_still``). Other
+        options as in ``decode``.
         """
-        _check_video(x_BCTHW, self.config.in_channels)
-        batch, _, frames, height, width = x_BCTHW.shape
-        size = 1 + (frames - 1) // TIME_STRIDE, height // SIDE_STRIDE, width // SIDE_STRIDE
-        plan = self.plan_encode(size, chunk=chunk, budget=memory_budget_bytes)
+        batch, _, given, height, width = _check_video(x_BCTHW, self.config.in_channels, length)
+        frames = given if length is None else length
+        size = latent_size(frames, height, width)
+        plan = self.plan_encode(size, chunk=chunk, budget=memory_budget_bytes, still=frames > given)
         shape = (batch, LATENT_CHANNELS, *size)
         canvas = Canvas(plan, shape, 1, output_device or self.device, self.dtype, progress)
         levels = self.encoder.levels()
@@ -220,7 +275,8 @@ class WanVAE(nn.Module):
                 slice(*(SIDE_STRIDE * edge for edge in span)) for span in (plan.rows[row], plan.columns[column])
             )
             x = x_BCTHW[sample : sample + 1, :, :, rows, columns]
-            for piece in stream(levels, plan.frames, x, like=self.conv2.weight, interrupted=interrupted):
+            passes = stream(levels, plan.frames, x, like=self.conv2.weight, interrupted=interrupted, length=length)
+            for piece in passes:
                 canvas.paint(self.conv1(piece)[:, :LATENT_CHANNELS], sample, row, column)
                 del piece
         return canvas.result()
@@ -298,8 +354,11 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             f"VAE: weights must be bf16, fp16 or fp32, got {', '.join(sorted(map(str, types)))}; "
             f"use an unquantized wan_2.1_vae.safetensors"
         )
-    vectors = (tensor for name, tensor in tensors.items() if name.endswith((".bias", ".gamma")))
-    if not all(bool(vector.isfinite().all()) for vector in vectors):  # each where it lies: a host may spread them
+    finite: defaultdict[torch.device, list[Tensor]] = defaultdict(list)  # a host may spread them
+    for name, tensor in tensors.items():
+        if name.endswith((".bias", ".gamma")):
+            finite[tensor.device].append(tensor.isfinite().all())
+    if not all(bool(torch.stack(flags).all()) for flags in finite.values()):  # one wait per device, not per vector
         raise CheckpointError("VAE: norms and biases must be finite, got NaN or infinity; download the file again")
 
 
@@ -311,13 +370,16 @@ def _check_latents(z: Tensor) -> None:
         )
 
 
-def _check_video(x: Tensor, channels: int) -> None:
+def _check_video(x: Tensor, channels: int, length: int | None) -> torch.Size:
     if x.ndim != 5 or x.shape[1] != channels or x.numel() == 0 or not x.is_floating_point():
         raise LatentError(
             f"VAE encode: video must be floating point [B, {channels}, T, H, W] in [-1, 1], got {x.dtype} "
             f"{list(x.shape)}; permute or convert it"
         )
-    _, _, frames, height, width = x.shape
+    _, _, given, height, width = x.shape
+    frames = given if length is None else length
+    if frames < given:
+        raise LatentError(f"VAE encode: length must be at least the {given} frames given, got {frames}; cut the video")
     if frames % TIME_STRIDE != 1:
         nearest = TIME_STRIDE * ((frames - 1) // TIME_STRIDE) + 1
         raise LatentError(f"VAE encode: frames must be 4n+1, got {frames}; cut the video to {nearest}")
@@ -325,3 +387,4 @@ def _check_video(x: Tensor, channels: int) -> None:
         raise LatentError(
             f"VAE encode: sides must be multiples of {SIDE_STRIDE}, got {width}x{height}; crop or resize it"
         )
+    return x.shape

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .vae_layers import TIME, Past
+from .vae_layers import TIME, Layer, Past
 from .vae_plan import Level, Plan, blend_weights
+from .vae_still import StillClip
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (frames done, frames in all), counted once per tile."""
+
+Receive = Callable[[int, int, Tensor], None]
+"""Called with (sample, first frame, finished frames [1, C, T, H, W])."""
 
 
 def stream(
@@ -24,27 +28,52 @@ def stream(
     *,
     like: Tensor,
     interrupted: Callable[[], None] | None,
+    length: int | None = None,
 ) -> Iterator[Tensor]:
-    """Frames as they leave the last level, computed on the device and in the type of ``like``."""
+    """Frames as they leave the last level, computed on the device and in the type of ``like``.
+
+    ``length``: frames of the clip, where ``x`` holds its beginning and the last given frame stands to the end.
+    """
+    still = None if length is None else StillClip(frames=length, distinct=x.shape[TIME])
     layout = torch.channels_last_3d if like.device.type == "cuda" else torch.contiguous_format
-    past = Past(memory_format=layout, wanted=x.shape[TIME] > 1)
+    past = Past(memory_format=layout, wanted=(length or x.shape[TIME]) > 1)
     pieces = (piece.to(like, memory_format=layout) for piece in regroup(iter((x,)), frames[0]))
     for level, count in zip(levels, frames, strict=True):
-        pieces = _passes(level, regroup(pieces, count), past, interrupted)
-    return pieces
+        for layer in level.layers:
+            if still is not None:
+                pieces = hold(pieces, still.distinct, still.wanted(layer))
+                still = still.behind(layer)
+            pieces = _passes(layer, regroup(pieces, count), past, interrupted)
+    return pieces if still is None else hold(pieces, still.distinct, still.frames)
 
 
 def _passes(
-    level: Level, pieces: Iterator[Tensor], past: Past, interrupted: Callable[[], None] | None
+    layer: Layer, pieces: Iterator[Tensor], past: Past, interrupted: Callable[[], None] | None
 ) -> Iterator[Tensor]:
     for x in pieces:
-        for layer in level.layers:
-            if interrupted is not None:
-                interrupted()
-            x = layer(x, past)
-        last = [x]
-        del x  # while suspended, a generator must not hold what the next level has taken over
+        if interrupted is not None:
+            interrupted()
+        last = [layer(x, past)]
+        del x  # while suspended, a generator must not hold what the next layer has taken over
         yield last.pop()
+
+
+def hold(pieces: Iterator[Tensor], given: int, wanted: int) -> Iterator[Tensor]:
+    """The pieces, ``given`` frames in all, then their last frame again and again: ``wanted`` frames.
+
+    The frames that repeat are one tensor; no layer writes to its input.
+    """
+    again: list[Tensor] = []
+    for piece in pieces:
+        given -= piece.shape[TIME]
+        wanted -= piece.shape[TIME]
+        if given == 0 < wanted:
+            again = [piece[:, :, -1:].clone()] * wanted  # a view would keep the whole piece
+        last = [piece]
+        del piece  # as in _passes
+        yield last.pop()
+    while again:
+        yield again.pop()
 
 
 def regroup(pieces: Iterator[Tensor], count: int) -> Iterator[Tensor]:
@@ -71,7 +100,10 @@ def _take(held: list[Tensor], count: int) -> Tensor:
 
 
 class Canvas:
-    """The result while it grows, and the order of its tiles."""
+    """The result while it grows, and the order of its tiles.
+
+    With ``receive`` frames are handed on as soon as they are finished, and kept only while tiles blend.
+    """
 
     def __init__(
         self,
@@ -81,7 +113,9 @@ class Canvas:
         device: torch.device | str,
         dtype: torch.dtype,
         progress: Progress | None,
+        receive: Receive | None = None,
     ):
+        self._receive = receive
         self._plan = plan
         self._scale = scale
         self._dtype = dtype
@@ -89,8 +123,9 @@ class Canvas:
         self._total = shape[0] * shape[TIME] * plan.tiles
         self._done = 0
         self._frame = 0
+        self._samples = shape[0]
         if plan.tiles == 1:
-            self._out = torch.empty(shape, device=device, dtype=dtype)
+            self._out = None if receive else torch.empty(shape, device=device, dtype=dtype)
             return
         log.info("VAE: %d x %d blended tiles, to stay in the memory budget", len(plan.rows), len(plan.columns))
         self._out = torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
@@ -99,7 +134,7 @@ class Canvas:
 
     def tiles(self) -> Iterator[tuple[int, int, int]]:
         """(sample, row, column) of each tile; ``paint`` continues at its first frame."""
-        for sample in range(self._out.shape[0]):
+        for sample in range(self._samples):
             for row in range(len(self._plan.rows)):
                 for column in range(len(self._plan.columns)):
                     self._frame = 0
@@ -110,12 +145,15 @@ class Canvas:
         rows, columns = (
             slice(*(self._scale * edge for edge in span)) for span in (self._plan.rows[row], self._plan.columns[column])
         )
-        room = self._out[sample, :, self._frame : self._frame + count, rows, columns]
-        if self._plan.tiles == 1:
-            room.copy_(piece_1CTHW[0])
+        if self._out is None:
+            self._receive(sample, self._frame, piece_1CTHW)
         else:
-            piece = piece_1CTHW[0].to(room.device, room.dtype)
-            room.add_(piece.mul(self._row_weights[row]).mul_(self._column_weights[column]))
+            room = self._out[sample, :, self._frame : self._frame + count, rows, columns]
+            if self._plan.tiles == 1:
+                room.copy_(piece_1CTHW[0])
+            else:
+                piece = piece_1CTHW[0].to(room.device, room.dtype)
+                room.add_(piece.mul(self._row_weights[row]).mul_(self._column_weights[column]))
         self._frame += count
         self._done += count
         if self._progress is not None:
@@ -123,3 +161,9 @@ class Canvas:
 
     def result(self) -> Tensor:
         return self._out.to(self._dtype)
+
+    def hand_on(self) -> None:
+        """Give ``receive`` what only the last tile finished."""
+        if self._out is not None:
+            for sample in range(self._samples):
+                self._receive(sample, 0, self._out[sample : sample + 1].to(self._dtype))

@@ -3,20 +3,21 @@
 A level is a run of layers at one resolution. Working memory of a sample, in bytes:
 
     itemsize · H · W · ( Σ_levels area · Σ_layers tail  +  max_levels area · max_layers work(frames)
-                         + Σ_boundaries area · channels · frames waiting  +  32 · T )
-    + itemsize · Σ_convolutions packed
+                         + Σ_boundaries area · channels · frames waiting  +  held  +  32 · T )
+    + itemsize · Σ_layers packed
 
-T, H and W are the latent's, ``area`` the positions of a level's frame per latent position, ``tail`` and
-``work`` come from the layers, as ``packed`` does, and frames wait where two levels take a different share of the
-clip. The weights, the convolutions' own workspace and the finished result come on top; the latent itself is counted
-twice.
+T, H and W are the latent's, ``area`` the positions of a level's frame per latent position, ``tail``, ``work`` and
+``packed`` come from the layers, and frames wait where two levels take a different share of the clip. Where a
+clip stands still, ``held`` is the largest frame that a layer takes over and over. The weights, the convolutions'
+own workspace and the finished result come on top; the latent itself is counted twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,6 +51,10 @@ class Level:
     def tail(self) -> int:
         return self.area * sum(layer.tail() for layer in self.layers)
 
+    def held(self) -> int:
+        convolutions = (module for layer in self.layers for module in layer.modules())
+        return self.area * max(conv.c_in for conv in convolutions if isinstance(conv, CausalConv3d))
+
     def packed(self) -> int:
         modules = (module for layer in self.layers for module in layer.modules())
         return sum(module.packed() for module in modules if isinstance(module, (CausalConv3d, Upsample)))
@@ -69,7 +74,14 @@ class Plan:
         return len(self.rows) * len(self.columns)
 
 
-def working_bytes(levels: Sequence[Level], frames: Sequence[int], *, size: tuple[int, int, int], itemsize: int) -> int:
+def working_bytes(
+    levels: Sequence[Level],
+    frames: Sequence[int],
+    *,
+    size: tuple[int, int, int],
+    itemsize: int,
+    still: bool = False,
+) -> int:
     """The formula above for a latent of ``size`` (T, H, W); a single latent frame leaves nothing behind."""
     latent_frames, height, width = size
     tails = packed = 0
@@ -81,7 +93,8 @@ def working_bytes(levels: Sequence[Level], frames: Sequence[int], *, size: tuple
         if arriving != frames[i]:
             waiting += levels[i].area * levels[i].channels * max(arriving, frames[i])
     work = max(level.work(count) for level, count in zip(levels, frames, strict=True))
-    return itemsize * (height * width * (tails + work + waiting) + packed)
+    held = max(level.held() for level in levels) if still else 0
+    return itemsize * (height * width * (tails + work + waiting + held) + packed)
 
 
 def make_plan(
@@ -91,22 +104,25 @@ def make_plan(
     itemsize: int,
     chunk: int | None,
     budget: int | None,
+    still: bool = False,
 ) -> Plan:
     """The largest passes over whole frames that fit the budget; where none do, the fewest tiles that fit.
 
     Without a budget the passes are small ones, which a GPU runs within 2 % of the large ones' speed. ``chunk``
-    is the most latent frames that any level takes at once, and what every level takes where that fits.
+    is the most latent frames that any level takes at once, and what every level takes where that fits. ``still``:
+    the clip's last given frame stands for those that were not given.
     """
     if chunk is not None and chunk < 1:
         raise SettingsError(f"VAE: chunk must be at least 1 latent frame, got {chunk}; leave it out to choose it")
     pixel_frames = PIXEL_FRAMES if budget is not None else (DEFAULT_PIXEL_FRAMES,)
     choices = _choices(levels, size[0], chunk, pixel_frames)
     whole = ((0, size[1]),), ((0, size[2]),)
+    needed_by = partial(working_bytes, levels, itemsize=itemsize, still=still)
     for frames in choices:
-        needed = working_bytes(levels, frames, size=size, itemsize=itemsize)
+        needed = needed_by(frames, size=size)
         if budget is None or needed <= budget:
             return Plan(frames=frames, rows=whole[0], columns=whole[1], working_bytes=needed)
-    return _tiled_plan(levels, choices, size, itemsize, budget)
+    return _tiled_plan(needed_by, choices, size, budget)
 
 
 def _choices(
@@ -123,11 +139,7 @@ def _choices(
 
 
 def _tiled_plan(
-    levels: Sequence[Level],
-    choices: Sequence[tuple[int, ...]],
-    size: tuple[int, int, int],
-    itemsize: int,
-    budget: int,
+    needed_by: Callable[..., int], choices: Sequence[tuple[int, ...]], size: tuple[int, int, int], budget: int
 ) -> Plan:
     latent_frames, height, width = size
     counts = [1, 1]
@@ -136,7 +148,7 @@ def _tiled_plan(
         fitting = [
             (frames, needed)
             for frames in choices
-            if (needed := working_bytes(levels, frames, size=(latent_frames, *tile), itemsize=itemsize)) <= budget
+            if (needed := needed_by(frames, size=(latent_frames, *tile))) <= budget
         ]
         if fitting:
             rows, columns = (spans(side, count) for side, count in zip((height, width), counts, strict=True))
@@ -144,7 +156,7 @@ def _tiled_plan(
         longer = 0 if tile[0] >= tile[1] else 1
         counts[longer] += 1
         if _tile_length((height, width)[longer], counts[longer]) < LEAST_TILE:
-            least = working_bytes(levels, choices[-1], size=(latent_frames, *tile), itemsize=itemsize)
+            least = needed_by(choices[-1], size=(latent_frames, *tile))
             raise SettingsError(
                 f"VAE: the memory budget must be at least {math.ceil(least / 2**20)} MiB at this size, "
                 f"got {budget / 2**20:.0f} MiB; choose a smaller video, or free GPU memory"

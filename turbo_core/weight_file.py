@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError, UnsupportedModelError
+from .file_spans import Spans, archive_spans, safetensors_spans
 
 Container = Literal["safetensors", "PyTorch"]
 
@@ -46,6 +47,8 @@ class WeightFile:
     content: object
     """What the file holds: a dict of tensors, or for PyTorch files whatever was saved."""
     metadata: Mapping[str, str]
+    spans: Spans
+    """Where the mapped tensors lie in the file; what is not mapped has no span."""
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightFile:
@@ -145,7 +148,8 @@ def _open_safetensors(path: Path, *, header_end: int, size: int) -> WeightFile:
             f"checkpoint: {path.name} must be readable, mapping it failed ({_first_line(error)}); "
             "copy it to a local disk and load it from there"
         ) from error
-    return WeightFile(path=path, container="safetensors", content=content, metadata=metadata)
+    spans = safetensors_spans(path, content)
+    return WeightFile(path=path, container="safetensors", content=content, metadata=metadata, spans=spans)
 
 
 def _open_zip(path: Path) -> WeightFile:
@@ -180,7 +184,8 @@ def _torch_load(path: Path, *, mmap: bool) -> WeightFile:
             f"checkpoint: {path.name} must be a complete PyTorch file, reading it failed ({_first_line(error)}); "
             f"{DOWNLOAD_AGAIN}"
         ) from error
-    return WeightFile(path=path, container="PyTorch", content=content, metadata={})
+    spans = archive_spans(path, content) if mmap else {}
+    return WeightFile(path=path, container="PyTorch", content=content, metadata={}, spans=spans)
 
 
 def _refused_object(error: pickle.UnpicklingError) -> str:

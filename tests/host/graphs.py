@@ -61,17 +61,30 @@ class TinyGraph(Graph):
             latent_image=latent,
         )
 
-    def vae(self) -> Link:
-        return self.add("VAELoader", vae_name=models.VAE)
+    def vae(self, file: str = models.VAE) -> Link:
+        return self.add("VAELoader", vae_name=file)
 
-    def stock_i2v(self, text: Link, batch: int = 1) -> tuple[Link, Link]:
+    def stock_i2v(
+        self, text: Link, batch: int = 1, *, length: int = LENGTH, vae: Link | None = None
+    ) -> tuple[Link, Link]:
         """Conditioning and latent of the host's own WanImageToVideo."""
         image = self.add("TestImage", seed=5, width=WIDTH, height=HEIGHT, batch=1)
         made = self.add(
-            "WanImageToVideo", positive=text, negative=text, vae=self.vae(), width=WIDTH, height=HEIGHT,
-            length=LENGTH, batch_size=batch, start_image=image,
+            "WanImageToVideo", positive=text, negative=text, vae=vae or self.vae(), width=WIDTH, height=HEIGHT,
+            length=length, batch_size=batch, start_image=image,
         )  # fmt: skip
         return made, output(made, 2)
+
+    def own_i2v(
+        self, text: Link, batch: int = 1, *, length: int = LENGTH, vae: Link | None = None, **image: int
+    ) -> tuple[Link, Link]:
+        """Conditioning and latent of TurboImageToVideo, of the same image unless told otherwise."""
+        shown = self.add("TestImage", **({"seed": 5, "width": WIDTH, "height": HEIGHT, "batch": 1} | image))
+        made = self.add(
+            "TurboImageToVideo", conditioning=text, vae=vae or self.vae(), image=shown, resolution="custom",
+            aspect="adaptive", width=WIDTH, height=HEIGHT, length=length, batch_size=batch,
+        )  # fmt: skip
+        return made, output(made, 1)
 
     def probe(self, samples: Link) -> str:
         """Id of the node to ask ``run.report`` for."""

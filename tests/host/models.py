@@ -22,6 +22,7 @@ T2V_OTHER, T2V_OTHER_QUANT = "other-t2v.pth", "other-t2v-quant.pth"  # other wei
 T2V_HUGE = "huge-t2v.safetensors"  # finite weights whose output is not
 T2V_DEEP = "deep-quant.pth"  # many blocks: a step takes long
 VAE = "tiny_wan_2.1_vae.safetensors"
+VAE_ALPHA = "tiny_wan_alpha_vae.safetensors"  # four channels in and out
 LORA, LORA_OTHER = "tiny-lora.safetensors", "tiny-lora-other.safetensors"
 
 
@@ -53,12 +54,20 @@ def write_models(models: Path) -> None:
     tiny.save_pth(dits / T2V_DEEP, tiny.tiny_tensors(quantized=True, num_layers=24, seed=1))
     save_file(lora, models / "loras" / LORA)
     save_file(other, models / "loras" / LORA_OTHER)
-    save_file(tiny.tiny_vae_tensors(), models / "vae" / VAE)
+    vae = tiny.tiny_vae_tensors()
+    save_file(vae, models / "vae" / VAE)
+    save_file(_with_alpha(vae), models / "vae" / VAE_ALPHA)
 
 
 def _released(native: dict[str, Tensor]) -> dict[str, Tensor]:
     """Native weights in the released layout: the patch embedding as a matrix."""
     return native | {"patch_embedding.weight": native["patch_embedding.weight"].flatten(1)}
+
+
+def _with_alpha(vae: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One more channel in and out, with the weights of the first."""
+    edges = {"encoder.conv1.weight": 1, "decoder.head.2.weight": 0, "decoder.head.2.bias": 0}
+    return vae | {name: torch.cat([vae[name], vae[name].narrow(dim, 0, 1)], dim) for name, dim in edges.items()}
 
 
 def _huge(native: dict[str, Tensor]) -> dict[str, Tensor]:

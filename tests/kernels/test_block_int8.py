@@ -1,7 +1,14 @@
 import pytest
 import tiny
 import torch
-from tolerances import ROUND_TRIP, SQNR_BLOCK_INT8_LINEAR_DB, SQNR_BLOCK_INT8_WEIGHT_DB, relative_error, sqnr_db
+from tolerances import (
+    HARDWARE_TANH,
+    ROUND_TRIP,
+    SQNR_BLOCK_INT8_LINEAR_DB,
+    SQNR_BLOCK_INT8_WEIGHT_DB,
+    relative_error,
+    sqnr_db,
+)
 
 from turbowan.kernels import block_int8
 from turbowan.kernels.block_int8 import BlockInt8
@@ -111,35 +118,74 @@ def test_row_scales_survive_a_row_of_outliers_where_block_scales_do_not(generato
         assert (sqnr_db(restored, x[1:]) > 30) == keeps
 
 
+def problem(shape, half, device, generator):
+    """Codes, weight and bias of a shape."""
+    batch, length, k, n = shape
+    a = block_int8.quantize_activations_ref(normal(batch, length, k, generator=generator).to(device))
+    w = block_int8.quantize_weight(normal(n, k, generator=generator) / k**0.5).to(device)
+    return a, w, normal(n, generator=generator).to(device, half)
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
 def test_gemm_with_quantized_output_equals_quantizing_the_reference(shape, gelu, half, device, generator):
     from turbowan.kernels.block_int8_triton import linear_quantized_triton
 
-    batch, length, k, n = shape
-    a = block_int8.quantize_activations_ref(normal(batch, length, k, generator=generator).to(device))
-    w = block_int8.quantize_weight(normal(n, k, generator=generator) / k**0.5).to(device)
-    bias = normal(n, generator=generator).to(device, half)
-    ref = block_int8.quantize_activations_ref(block_int8.linear_ref(a, w, bias, gelu, torch.float32))
+    a, w, bias = problem(shape, half, device, generator)
+    exact = block_int8.linear_ref(a, w, bias, gelu, torch.float32)
+    ref = block_int8.quantize_activations_ref(exact)
     out = linear_quantized_triton(a, w, bias, gelu)
-    assert relative_error(out.scale, ref.scale) < ROUND_TRIP[torch.float32]
     assert (out.codes.int() - ref.codes.int()).abs().max() <= 1
-    assert (out.codes != ref.codes).float().mean() < 2e-3
+    # Hopper's GELU takes the hardware's tanh: its codes may round elsewhere, but are no farther from the exact result.
+    assert relative_error(out.scale, ref.scale) < (HARDWARE_TANH if gelu else ROUND_TRIP[torch.float32])
+    errors = [relative_error(x.dequantize(torch.float32), exact) for x in (out, ref)]
+    assert errors[0] < 1.01 * errors[1]
 
 
+@pytest.mark.parametrize("gate_rows", ["none", "shared", "per sample"])
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-def test_tensor_descriptors_give_the_same_bits_as_pointers(shape, device, generator):
-    triton_kernels = pytest.importorskip("turbowan.kernels.block_int8_triton")
-    pytest.importorskip("triton.tools.tensor_descriptor")
-    if device.type == "cuda" and not triton_kernels.use_tma(device):
-        pytest.skip("this GPU takes no tensor descriptors")
-    batch, length, k, n = shape
-    a = block_int8.quantize_activations_ref(normal(batch, length, k, generator=generator).to(device))
-    w = block_int8.quantize_weight(normal(n, k, generator=generator) / k**0.5).to(device)
+def test_gated_residual_in_the_epilogue_equals_the_reference(shape, gate_rows, half, device, generator):
+    from turbowan.kernels.block_int8_triton import linear_triton
+
+    a, w, bias = problem(shape, half, device, generator)
+    batch, length, _, n = shape
+    x = normal(batch, length, n, generator=generator).to(device, half)
+    gates = {
+        "none": None,
+        "shared": normal(1, n, generator=generator),
+        "per sample": normal(batch, n, generator=generator),
+    }
+    gate = gates[gate_rows]
+    residual = block_int8.GatedResidual(x, gate if gate is None else gate.to(device))
+    ref = residual.add(block_int8.linear_ref(a, w, bias, False, torch.float32)).reshape(-1, n)
+    assert relative_error(linear_triton(a, w, bias, False, half, residual), ref) < ROUND_TRIP[half]
+
+
+def test_residual_of_another_shape_is_refused(device, generator):
+    from turbowan.kernels.block_int8_triton import linear_triton
+
+    a, w, bias = problem((1, 4, 128, 128), torch.float16, device, generator)
+    residual = block_int8.GatedResidual(torch.zeros(1, 5, 128, dtype=torch.float16, device=device))
+    with pytest.raises(ValueError, match=r"residual must be \[4, 128\], got \(1, 5, 128\)"):
+        linear_triton(a, w, bias, False, torch.float16, residual)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 191, 384, 256), (1, 193, 1536, 8960), (2, 500, 8960, 1536)])
+def test_hopper_gemm_gives_the_bits_of_the_plain_one(shape, half, device, generator):
+    from turbowan.kernels import block_int8_triton
+    from turbowan.kernels.dispatch import gluon_refusal
+
+    if gluon_refusal(device) is not None:
+        pytest.skip(gluon_refusal(device))
+    a, w, bias = problem(shape, half, device, generator)
+    m, n = a.codes.shape[0], w.shape[0]
+    if n % 16:
+        pytest.skip("TMA writes whole 16-byte rows")
     results = []
-    for tma in (False, True):
-        y = torch.empty(batch * length, n, dtype=torch.float16, device=device)
-        triton_kernels._launch_linear(a, w, None, False, y, None, tma)
+    for launch in (block_int8_triton._launch_linear, block_int8_triton._launch_plain):
+        y = torch.full((m, n), float("nan"), dtype=half, device=device)
+        launch(a, w, bias, False, y, None, None)
         results.append(y)
     assert torch.equal(*results)
 

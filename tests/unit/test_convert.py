@@ -155,6 +155,19 @@ def test_quantize_and_dequantize_tensors() -> None:
         assert (dense[f"{name}.weight"] - weight).norm() / weight.norm() < 0.01
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_gpu_rounds_as_the_cpu_does(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2049, 1300, generator=generator).to(dtype)
+    weight[5, 7] = 40.0
+    native = {"blocks.0.ffn.0.weight": weight, "head.head.weight": weight}
+    gpu = torch.device("cuda")
+    quantized = quantize_tensors(native)
+    assert_same(quantize_tensors(native, device=gpu), quantized)
+    assert_same(dequantize_tensors(quantized, dtype, gpu), dequantize_tensors(quantized, dtype))
+
+
 def test_quantizing_nan_is_refused() -> None:
     weight = torch.zeros(256, 256)
     weight[200, 3] = float("nan")

@@ -80,6 +80,17 @@ def test_planned_bytes_bound_the_peak(model, direction: str, chunk: int | None) 
     assert memory.live == result.nbytes, "nothing outlives the call"
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_planned_bytes_bound_the_peak_of_a_still_clip(model, chunk: int | None) -> None:
+    x, length = video(2, (6, 4))[:, :, :2].contiguous(), 81
+    plan = model.plan_encode((21, 6, 4), chunk=chunk, budget=None, still=True)
+    with LiveBytes(x, *model.state_dict().values()) as memory:
+        result = model.encode(x, length=length, chunk=chunk)
+    peak = memory.peak - result.nbytes
+    assert peak <= plan.working_bytes <= 1.5 * peak
+    assert memory.live == result.nbytes, "nothing outlives the call"
+
+
 def test_peak_does_not_grow_with_the_clip_or_the_batch(model) -> None:
     def peak(frames: int, batch: int) -> int:
         z = latents(frames, (4, 4), batch)
@@ -164,3 +175,19 @@ def test_progress_counts_every_tile(model) -> None:
     model.decode(latents(TILED[0], TILED[1:]), memory_budget_bytes=budget, progress=lambda *at: seen.append(at))
     assert [done for done, _ in seen] == [1, 5, 6, 10]
     assert {total for _, total in seen} == {10}
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_frames_handed_on_are_those_of_a_decode(model, tiled: bool) -> None:
+    budget = tile_budget(model.plan_decode) if tiled else None
+    given = latents(TILED[0], TILED[1:], batch=2)
+    want = model.decode(given, chunk=1, memory_budget_bytes=budget)
+    got = torch.full_like(want, float("nan"))
+
+    def receive(sample: int, frame: int, piece: Tensor) -> None:
+        room = got[sample : sample + 1, :, frame : frame + piece.shape[2]]
+        assert room.isnan().all()
+        room.copy_(piece)
+
+    model.decode_to(receive, given, chunk=1, memory_budget_bytes=budget)
+    assert torch.equal(got, want)

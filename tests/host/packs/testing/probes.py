@@ -118,4 +118,30 @@ class TestCompareImages:
         return TestCompare().compare({"samples": a}, {"samples": b})
 
 
-NODES = (TestLatentProbe, TestImageProbe, TestConditioningProbe, TestCompare, TestCompareImages)
+class TestCompareConditionings:
+    """``TestCompare`` for one tensor of two CONDITIONINGs' first entries."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"a": ("CONDITIONING",), "b": ("CONDITIONING",), "key": ("STRING", {})}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "compare"
+    OUTPUT_NODE = True
+    CATEGORY = CATEGORY
+
+    def compare(self, a: list, b: list, key: str) -> dict:
+        x, y = (conditioning[0][1][key] for conditioning in (a, b))
+        told = TestCompare().compare({"samples": x}, {"samples": y})
+        data = json.loads(told["ui"]["report"][0])
+        return report(data | {"same_device": x.device == y.device})
+
+
+NODES = (
+    TestLatentProbe,
+    TestImageProbe,
+    TestConditioningProbe,
+    TestCompare,
+    TestCompareImages,
+    TestCompareConditionings,
+)
