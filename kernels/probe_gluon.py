@@ -33,7 +33,7 @@ def run_vae_probe(device: torch.device) -> None:
     weight, small = half(96, 96, 3, 3, 3), half(96, 96, 3, 3)
     products = {
         "convolution": (
-            vae_conv.causal_conv(x, past, vae_conv.pack_weight(weight), bias, residual, 3),
+            vae_conv.causal_conv((x,), past, vae_conv.pack_weight(weight), bias, residual, 3),
             vae_conv.causal_conv_ref(*(part.float() for part in (x, past, weight, bias, residual))),
         ),
         "upsampling": (

@@ -8,6 +8,8 @@ Tensors are [B, C, T, H, W], channels-last in memory. 54·C_in·C_out operations
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,11 +64,20 @@ def kernel_takes(x: Tensor) -> bool:
     return x.shape[0] == 1 and x.shape[2] > 1 and CAUSAL_CONV.accepts(x.movedim(1, -1))
 
 
-def causal_conv(x: Tensor, past: Tensor, packed: Tensor, bias: Tensor, residual: Tensor | None, side: int) -> Tensor:
-    """`causal_conv_ref` by the kernel, with `pack_weight` of a 3 x side x side weight; only where `kernel_takes` x."""
+def causal_conv(
+    pieces: Sequence[Tensor], past: Tensor, packed: Tensor, bias: Tensor, residual: Tensor | None, side: int
+) -> Tensor:
+    """`causal_conv_ref` by the kernel, on x in one piece or two, only where `kernel_takes` x.
+
+    ``packed`` is `pack_weight` of a 3 x side x side weight.
+    """
     from .vae_conv_gluon import causal_conv_gluon
 
-    # Seen as [T, H, W, C], which copies nothing of what is channels-last.
-    rows = [None if tensor is None else tensor.movedim(1, -1)[0].contiguous() for tensor in (x, past, residual)]
-    out = causal_conv_gluon(rows[0], rows[1], packed, bias.to(x.dtype), rows[2], side)
-    return out[None].movedim(-1, 1)
+    rows = [_rows(piece) for piece in pieces]
+    added = None if residual is None else _rows(residual)
+    return causal_conv_gluon(rows, _rows(past), packed, bias.to(rows[0].dtype), added, side)[None].movedim(-1, 1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[1, C, T, H, W] as [T, H, W, C], which copies nothing of what is channels-last."""
+    return x.movedim(1, -1)[0].contiguous()

@@ -16,7 +16,7 @@ One warp copies, two warpgroups multiply. Edges need no masks: TMA reads zeros o
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -52,6 +52,7 @@ from .hopper_gluon import (
 from .vae_conv import ROWS, WEIGHT_ROWS
 
 WEIGHT_BOX = 64  # rows of a weight copy
+NO_SPLIT = 2**30  # frames of a first piece without a second
 
 
 @gluon.jit
@@ -177,7 +178,8 @@ def _copy(
     full,
     empty,
     past_desc,  # [2, H, W, C_in]
-    x_desc,  # [T, H, W, C_in]
+    x_desc,  # [first frames, H, W, C_in]
+    last_desc,  # [last frames, H, W, C_in]
     weight_desc,  # [parts·SIDE²·STACK, C_in]
     residual_desc,  # [T, H, W, C_out]
     t,
@@ -185,6 +187,7 @@ def _copy(
     x,
     cout,
     part,
+    split,
     iterations,
     CHANNELS: gl.constexpr,
     FRAMES: gl.constexpr,
@@ -218,8 +221,10 @@ def _copy(
             frame = t + f - 2
             if frame < 0:
                 load_tile(past_desc, [frame + 2, top, left, channel], ready, room)
-            else:
+            elif frame < split:
                 load_tile(x_desc, [frame, top, left, channel], ready, room)
+            else:
+                load_tile(last_desc, [frame - split, top, left, channel], ready, room)
     if RESIDUAL:
         for block in gl.static_range(3):
             stage = (iterations + block) % STAGES
@@ -235,16 +240,17 @@ def _copy(
                     load_tile(residual_desc, [frame, y, x, column], ready, room)
 
 
-@gluon.jit(do_not_specialize=["frame_tiles", "rows_of_tiles", "tiles_in_row", "parts", "iterations"])
+@gluon.jit(do_not_specialize=["split", "frame_tiles", "tiles_in_row", "parts", "iterations"])
 def _conv_kernel(
     past_desc,
     x_desc,
+    last_desc,
     weight_desc,
     residual_desc,
     out_desc,
     bias_ptr,
+    split,
     frame_tiles,
-    rows_of_tiles,
     tiles_in_row,
     parts,
     iterations,
@@ -290,8 +296,8 @@ def _conv_kernel(
             ),
             (
                 _copy,
-                (weights, tiles, full, empty, past_desc, x_desc, weight_desc, residual_desc, t, y, x, cout, part,
-                 iterations, CHANNELS, FRAMES, STACK, STAGES, BLOCK_K, RESIDUAL, SIDE),
+                (weights, tiles, full, empty, past_desc, x_desc, last_desc, weight_desc, residual_desc, t, y, x, cout,
+                 part, split, iterations, CHANNELS, FRAMES, STACK, STAGES, BLOCK_K, RESIDUAL, SIDE),
             ),
         ],
         [4, 1],
@@ -300,36 +306,38 @@ def _conv_kernel(
 
 
 def causal_conv_gluon(
-    x: Tensor, past: Tensor, packed: Tensor, bias: Tensor, residual: Tensor | None, side: int
+    pieces: Sequence[Tensor], past: Tensor, packed: Tensor, bias: Tensor, residual: Tensor | None, side: int
 ) -> Tensor:
     """`vae_conv.causal_conv_ref` for one sample, with the weights of `vae_conv.pack_weight`.
 
-    x [T, H, W, C_in], past [2, H, W, C_in], residual [T, H, W, C_out] or None, all contiguous.
+    One or two pieces [T, H, W, C_in], past [2, H, W, C_in], residual [T, H, W, C_out] or None, all contiguous.
     """
-    frames, height, width, c_in = x.shape
+    first, last = pieces[0], pieces[-1]
+    frames = sum(piece.shape[0] for piece in pieces)
+    _, height, width, c_in = first.shape
     c_out = bias.shape[0]
     channels = min(c_out, ROWS)
-    out = torch.empty(frames, height, width, c_out, dtype=x.dtype, device=x.device)
-    per_program = GROUPS * ROWS // channels
-    stack = packed.shape[0] // (side * side * (c_out // channels))
-    grid_sides = triton.cdiv(frames, per_program), triton.cdiv(height, TILE_H), triton.cdiv(width, TILE_W)
     parts = c_out // channels
-    with torch.cuda.device_of(x):
-        _conv_kernel[(parts * math.prod(grid_sides),)](
+    out = torch.empty(frames, height, width, c_out, dtype=first.dtype, device=first.device)
+    frame_tiles = triton.cdiv(frames, GROUPS * ROWS // channels)
+    tiles_in_row = triton.cdiv(width, TILE_W)
+    with torch.cuda.device_of(first):
+        _conv_kernel[(parts * frame_tiles * tiles_in_row * triton.cdiv(height, TILE_H),)](
             tiles_descriptor(past),
-            tiles_descriptor(x),
+            tiles_descriptor(first),
+            tiles_descriptor(last),
             rows_descriptor(packed, WEIGHT_BOX),
             tiles_descriptor(out if residual is None else residual),
             tiles_descriptor(out),
             bias,
-            grid_sides[0],
-            grid_sides[1],
-            grid_sides[2],
+            first.shape[0] if len(pieces) > 1 else NO_SPLIT,
+            frame_tiles,
+            tiles_in_row,
             parts,
             side * side * c_in // BLOCK_K,
             CHANNELS=channels,
             FRAMES=ROWS // channels,
-            STACK=stack,
+            STACK=packed.shape[0] // (side * side * parts),
             PAD=WEIGHT_ROWS if channels < ROWS else 0,
             STAGES=STAGES,
             BLOCK_K=BLOCK_K,

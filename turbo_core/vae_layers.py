@@ -55,6 +55,10 @@ class Past:
             frames[:, :, : count - have] = frames[:, :, have:]  # of two at most, so that they do not overlap
         frames[:, :, count - have :] = x[:, :, x.shape[TIME] - have :]
 
+    def replace(self, layer: nn.Module, frames: Tensor) -> None:
+        """Remember ``frames`` themselves instead of what was remembered."""
+        self._frames[layer] = frames
+
     def packed(self, layer: Conv | CausalConv3d, pack: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         """The layer's weight as a kernel reads it, in the type of ``like``; packed once a clip."""
         if layer not in self._packed:
@@ -126,16 +130,14 @@ class Conv(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a causal convolution reads: ``frames``, with ``room`` for its input's image at their end."""
+    """What a causal convolution reads."""
 
+    room: tuple[Tensor, ...]
+    """Memory for the image of its input, frames one after the other."""
     frames: Tensor
-    room: Tensor
-    behind: Tensor | None
-    """The frames before, where they are not part of ``frames``."""
-
-    @classmethod
-    def of(cls, room: Tensor, *, behind: Tensor | None = None) -> Window:
-        return cls(frames=room, room=room, behind=behind)
+    """``room`` with the remembered frames before it, where those are not read where they are."""
+    behind: Tensor | None = None
+    """The remembered frames where they are."""
 
 
 class CausalConv3d(nn.Module):
@@ -160,24 +162,26 @@ class CausalConv3d(nn.Module):
     def open(self, x: Tensor, past: Past) -> Window:
         """Memory for the image of ``x``, behind the remembered frames.
 
-        Only room where nothing lies behind: at a clip's start, since the zeros before it would add nothing, and for
-        our kernel, which reads the remembered frames where they are.
+        At a clip's start there is only room, since the zeros before it would add nothing. Our kernel reads the
+        remembered frames where they are, and those to remember lie apart from the others.
         """
         if self not in past:
-            return Window.of(past.empty_like(x))
+            room = past.empty_like(x)
+            return Window(room=(room,), frames=room)
         if self._kernel_takes(x):
-            return Window.of(past.empty_like(x), behind=past[self])
+            last = past.empty_like(x, frames=self.history)
+            others = x.shape[TIME] - self.history
+            first = (past.empty_like(x, frames=others),) if others else ()
+            return Window(room=(*first, last), frames=last, behind=past[self])
         frames = past.empty_like(x, frames=self.history + x.shape[TIME])
         frames[:, :, : self.history] = past[self]
-        return Window(frames=frames, room=frames[:, :, self.history :], behind=None)
+        return Window(room=(frames[:, :, self.history :],), frames=frames)
 
     def close(self, window: Window, past: Past, residual: Tensor | None = None) -> Tensor:
         """Convolve a filled window, add the residual and remember the window's end."""
         if window.behind is not None:
-            packed = past.packed(self, vae_conv.pack_weight, window.frames)
-            out = vae_conv.causal_conv(window.frames, window.behind, packed, self.bias, residual, self.weight.shape[-1])
-            past.keep(self, window.frames, self.history)  # only now: it overwrites what the kernel read
-            return out
+            past.replace(self, window.frames)
+            return self._convolve(window.room, window.behind, past, residual)
         past.keep(self, window.frames, self.history)
         weight = self.weight[:, :, -window.frames.shape[TIME] :]
         out = conv3d(window.frames, weight, self.bias, stride=self.stride, padding=self.padding)
@@ -185,10 +189,16 @@ class CausalConv3d(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         if self in past and self._kernel_takes(x):
-            return self.close(Window.of(x, behind=past[self]), past)
+            out = self._convolve((x,), past[self], past, None)
+            past.keep(self, x, self.history)  # only now: it overwrites what the kernel read
+            return out
         window = self.open(x, past)
-        window.room.copy_(x)
+        window.room[0].copy_(x)
         return self.close(window, past)
+
+    def _convolve(self, pieces: Sequence[Tensor], behind: Tensor, past: Past, residual: Tensor | None) -> Tensor:
+        packed = past.packed(self, vae_conv.pack_weight, behind)
+        return vae_conv.causal_conv(pieces, behind, packed, self.bias, residual, self.weight.shape[-1])
 
     @property
     def _packs(self) -> bool:
@@ -209,7 +219,8 @@ class CausalConv3d(nn.Module):
 
 def _normed_window(norm: RMSNorm, conv: CausalConv3d, x: Tensor, past: Past) -> Window:
     window = conv.open(x, past)
-    channel_norm(x, norm.gamma, silu=True, out=window.room)
+    for room, part in zip(window.room, x.split([room.shape[TIME] for room in window.room], TIME), strict=True):
+        channel_norm(part, norm.gamma, silu=True, out=room)
     return window
 
 

@@ -137,7 +137,7 @@ def test_causal_kernel(c_out, c_in, side, size, half, device, generator):
     if not vae_conv.kernel_takes(x):
         pytest.skip(f"the kernel is not for this GPU: {vae_conv.CAUSAL_CONV.refusal(x.movedim(1, -1))}")
     for added in (None, residual):
-        out = vae_conv.causal_conv(x, past, vae_conv.pack_weight(weight), bias, added, side)
+        out = vae_conv.causal_conv((x,), past, vae_conv.pack_weight(weight), bias, added, side)
         assert is_channels_last(out)
         wide = [None if tensor is None else tensor.double() for tensor in (x, past, weight, bias, added)]
         assert relative_error(out, vae_conv.causal_conv_ref(*wide)) < HALF_PRODUCTS[half]
