@@ -59,8 +59,9 @@ def fits(weight: Tensor) -> bool:
 
 
 def kernel_takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether `tap_products` and `sum_taps` can run on a sample of x, whatever its frames."""
-    return fits(weight) and x.shape[0] == 1 and HEAD.accepts(x.movedim(1, -1))
+    """Whether `tap_products` and `sum_taps` can run on a sample of x, however many its frames."""
+    indexable = x.shape[-1] * x.shape[-2] * max(x.shape[1], MOST_PRODUCTS) < 2**31  # elements of a frame
+    return fits(weight) and indexable and x.shape[0] == 1 and HEAD.accepts(x.movedim(1, -1))
 
 
 def tap_products(x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from .vae_head import PRODUCT_TYPE, TAPS
 from .vae_norm import LENGTH_FLOOR
 from .vae_norm_triton import normalize
 
-PRODUCT_POSITIONS = 128
+PRODUCT_POSITIONS, PRODUCT_WARPS = 64, 4  # 128 registers a thread, so that four programs share a multiprocessor
 SUM_POSITIONS = 512
 
 
@@ -29,17 +29,18 @@ def _products_kernel(
     CHANNELS: tl.constexpr,  # padded C
     COLUMNS: tl.constexpr,  # padded N
 ):
-    frame = tl.program_id(1).to(tl.int64)
+    # 64 bits to the frame, 32 inside it: `vae_head.kernel_takes` no larger frames.
+    frame = tl.program_id(1).to(tl.int64) * area
     positions = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     channels, columns = tl.arange(0, CHANNELS), tl.arange(0, COLUMNS)
-    inside = (positions < area)[:, None] & (channels < C)[None, :]
-    x = tl.load(x_ptr + (frame * area + positions)[:, None] * C + channels[None, :], mask=inside, other=0.0)
-    gamma = tl.load(gamma_ptr + channels, mask=channels < C, other=0.0).to(tl.float32)
-    normed = normalize(x.to(tl.float32), gamma, FLOOR, True, C).to(x.dtype)
     held = (channels < C)[:, None] & (columns < N)[None, :]
     weight = tl.load(weight_ptr + columns[None, :] * C + channels[:, None], mask=held, other=0.0)
+    gamma = tl.load(gamma_ptr + channels, mask=channels < C, other=0.0).to(tl.float32)
+    inside = (positions < area)[:, None] & (channels < C)[None, :]
+    x = tl.load(x_ptr + frame * C + (positions[:, None] * C + channels[None, :]), mask=inside, other=0.0)
+    normed = normalize(x.to(tl.float32), gamma, FLOOR, True, C).to(x.dtype)
     products = tl.dot(normed, weight)
-    out = products_ptr + (frame * N + columns)[None, :] * area + positions[:, None]
+    out = products_ptr + frame * N + (columns[None, :] * area + positions[:, None])
     tl.store(out, products.to(products_ptr.dtype.element_ty), mask=(positions < area)[:, None] & (columns < N)[None, :])
 
 
@@ -99,7 +100,7 @@ def tap_products_triton(x: Tensor, gamma: Tensor, rows: Tensor) -> Tensor:
             POSITIONS=PRODUCT_POSITIONS,
             CHANNELS=triton.next_power_of_2(c_in),
             COLUMNS=max(16, triton.next_power_of_2(count)),
-            num_warps=8,
+            num_warps=PRODUCT_WARPS,
         )
     return products
 

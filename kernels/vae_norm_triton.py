@@ -23,7 +23,7 @@ def normalize(x, gamma, FLOOR: tl.constexpr, SILU: tl.constexpr, C: tl.constexpr
     root: tl.constexpr = C**0.5
     y = x * (root / length)[:, None] * gamma[None, :]
     if SILU:
-        y = y * tl.sigmoid(y)
+        y = y / (1.0 + tl.exp(-y))
     return y
 
 
