@@ -70,13 +70,13 @@ def _quantize_kernel(
 
 
 @triton.jit
-def _gelu_tanh(x):
+def gelu_tanh(x):
     inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     return x * tl.sigmoid(2.0 * inner)
 
 
 @triton.jit
-def _tile_of(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+def tile_of(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
     """Rows and columns of a program's tile: columns first within groups of row blocks, for the L2 cache."""
     m_blocks = tl.cdiv(M, BLOCK_M)
     n_blocks = tl.cdiv(N, BLOCK_N)
@@ -114,7 +114,7 @@ def _finish_tile(
     if HAS_BIAS:
         accumulator += tl.load(bias_ptr + tl.minimum(columns, N - 1)).to(tl.float32)[None, :]
     if GELU:
-        accumulator = _gelu_tanh(accumulator)
+        accumulator = gelu_tanh(accumulator)
     # Plain, not clamped, offsets: the compiler must see that they are contiguous to write 16 bytes at a time.
     offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
     y_ptrs = y_ptr + offsets
@@ -161,7 +161,7 @@ def _linear_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    m_block, n_block = _tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m_block, n_block = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # Edge tiles read row M-1 (column N-1) again instead of masking every load; the store is masked.
     rows = tl.minimum(m_block * BLOCK_M + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
     columns = tl.minimum(n_block * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)

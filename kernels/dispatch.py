@@ -7,6 +7,7 @@ a failure of the kernel itself. `Kernel.refusal` is the one place that knows why
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 from dataclasses import dataclass
 
@@ -87,6 +88,13 @@ def triton_refusal(device: torch.device, min_capability: tuple[int, int] = (8, 0
     if capability < min_capability:
         return f"compute capability {capability[0]}.{capability[1]} is below {min_capability[0]}.{min_capability[1]}"
     return _triton_install_refusal(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def use_tma(device: torch.device) -> bool:
+    """Hopper with a Triton that has tensor descriptors: their copies cost a multiply no issue slots."""
+    has_descriptors = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+    return has_descriptors and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def gluon_refusal(device: torch.device, probe: str = "run_probe") -> str | None:

@@ -17,9 +17,14 @@ from torch import Tensor
 
 from .block_int8 import BLOCK, QuantizedActivations, quantize_activations_ref
 from .dispatch import Kernel
+from .row_codes import RowCodes, quantize_rows_ref
 
 NORM = Kernel(name="norms and residuals", last_dim_multiple=16)
 NORM_QUANTIZED = Kernel(name="norm with int8 output", last_dim_multiple=BLOCK)
+NORM_ROWS = {
+    torch.int8: Kernel(name="norm with int8 rows", last_dim_multiple=16),
+    torch.float8_e4m3fn: Kernel(name="norm with fp8 rows", last_dim_multiple=16, min_capability=(8, 9)),
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,15 @@ def layer_norm_quantized(x: Tensor, multiplier: Tensor, offset: Tensor, eps: flo
 
         return layer_norm_quantized_triton(x, multiplier, offset, eps)
     return quantize_activations_ref(layer_norm_ref(x, multiplier, offset, eps, torch.float32))
+
+
+def layer_norm_rows(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, dtype: torch.dtype) -> RowCodes:
+    """`layer_norm` in codes of `dtype` with a scale per row, never written unquantized."""
+    if NORM_ROWS[dtype].accepts(x):
+        from .norm_triton import layer_norm_rows_triton
+
+        return layer_norm_rows_triton(x, multiplier, offset, eps, dtype)
+    return quantize_rows_ref(layer_norm_ref(x, multiplier, offset, eps, torch.float32), dtype)
 
 
 def rms_norm_rope(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | None = None) -> Tensor:

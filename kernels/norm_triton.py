@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .block_int8 import AMAX_FLOOR, QuantizedActivations
 from .block_int8 import BLOCK as QUANT_BLOCK
-from .block_int8_triton import encode_rows
 from .norm import Rotation
+from .row_codes import LARGEST, RowCodes
+from .row_codes_triton import encode
 
 RESIDUAL_ROWS = 16
 RESIDUAL_COLUMNS = 256
@@ -21,8 +22,8 @@ def _layer_norm_kernel(
     x_ptr,  # [B·L, C]
     multiplier_ptr,  # fp32 [B or 1, C]
     offset_ptr,  # fp32 [B or 1, C]
-    y_ptr,  # [B·L, C], int8 codes where QUANTIZE
-    y_scale_ptr,  # fp32 [C/128, B·L] where QUANTIZE
+    y_ptr,  # [B·L, C], codes where QUANTIZE
+    y_scale_ptr,  # fp32 [groups, B·L] where QUANTIZE
     length,
     row_count,
     C,
@@ -31,7 +32,8 @@ def _layer_norm_kernel(
     eps,
     AMAX_MIN: tl.constexpr,
     QUANTIZE: tl.constexpr,
-    GROUPS: tl.constexpr,  # padded C / 128
+    LARGEST: tl.constexpr,  # what an amax is mapped to
+    GROUPS: tl.constexpr,  # of columns with a scale of their own, in padded C
     BLOCK: tl.constexpr,  # padded C
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -50,8 +52,9 @@ def _layer_norm_kernel(
         amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
         group = tl.arange(0, GROUPS)
         scale_ptrs = y_scale_ptr + group.to(tl.int64) * row_count + row
-        tl.store(scale_ptrs, amax * (1.0 / 128.0), mask=group * (BLOCK // GROUPS) < C)
-        tl.store(y_ptr + row * C + columns, tl.reshape(encode_rows(y, amax), (BLOCK,)), mask=inside)
+        tl.store(scale_ptrs, amax * (1.0 / LARGEST), mask=group * (BLOCK // GROUPS) < C)
+        codes = encode(y, (LARGEST / amax)[:, None], y_ptr.dtype.element_ty)
+        tl.store(y_ptr + row * C + columns, tl.reshape(codes, (BLOCK,)), mask=inside)
     else:
         tl.store(y_ptr + row * C + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -124,7 +127,7 @@ def layer_norm_triton(
 ) -> Tensor:
     """`norm.layer_norm_ref` as a kernel."""
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
-    _launch_layer_norm(x, multiplier, offset, eps, y, None)
+    _launch_layer_norm(x, multiplier, offset, eps, y)
     return y
 
 
@@ -133,13 +136,29 @@ def layer_norm_quantized_triton(x: Tensor, multiplier: Tensor, offset: Tensor, e
     rows, width = x.shape[0] * x.shape[1], x.shape[2]
     codes = torch.empty(rows, width, dtype=torch.int8, device=x.device)
     scale = torch.empty(width // QUANT_BLOCK, rows, dtype=torch.float32, device=x.device)
-    _launch_layer_norm(x, multiplier, offset, eps, codes, scale)
+    _launch_layer_norm(x, multiplier, offset, eps, codes, scale, group=QUANT_BLOCK)
     return QuantizedActivations(codes, scale)
 
 
+def layer_norm_rows_triton(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, dtype: torch.dtype) -> RowCodes:
+    """The same kernel writing codes of `dtype` and a scale per row."""
+    rows, width = x.shape[0] * x.shape[1], x.shape[2]
+    codes = torch.empty(rows, width, dtype=dtype, device=x.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    _launch_layer_norm(x, multiplier, offset, eps, codes, scale)
+    return RowCodes(codes, scale)
+
+
 def _launch_layer_norm(
-    x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, y: Tensor, y_scale: Tensor | None
+    x: Tensor,
+    multiplier: Tensor,
+    offset: Tensor,
+    eps: float,
+    y: Tensor,
+    y_scale: Tensor | None = None,
+    group: int | None = None,
 ) -> None:
+    """Into y; as codes where there are scales, one for `group` columns or for the whole row."""
     x = x.contiguous()
     batch, length, width = x.shape
     multiplier, multiplier_stride = _per_sample(multiplier, x)
@@ -160,7 +179,8 @@ def _launch_layer_norm(
             eps,
             AMAX_MIN=AMAX_FLOOR,
             QUANTIZE=y_scale is not None,
-            GROUPS=max(1, block // QUANT_BLOCK),
+            LARGEST=LARGEST.get(y.dtype, 1.0),
+            GROUPS=max(1, block // group) if group else 1,
             BLOCK=block,
             num_warps=2 if block <= 2048 else 8,
         )

@@ -1,6 +1,6 @@
 """From a checkpoint to ComfyUI's MODEL.
 
-file → checkpoint.read → (quantize or dequantize) → network on the meta device → tensors assigned, not copied
+file → checkpoint.read → (the chosen precision) → network on the meta device → tensors assigned, not copied
      → BaseModel → patcher of the running host (streaming where it has one)
 """
 
@@ -16,12 +16,15 @@ import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import torch
+from server import PromptServer
 from torch import Tensor
 
-from ..turbo_core import attention, block_int8, checkpoint
+from ..kernels import channel_fp8
+from ..turbo_core import attention, block_int8, channelwise, checkpoint
+from ..turbo_core.channelwise import WeightNoise
 from ..turbo_core.checkpoint import Checkpoint
 from ..turbo_core.config import WanConfig
-from ..turbo_core.errors import CheckpointError, SettingsError
+from ..turbo_core.errors import BackendUnavailableError, CheckpointError, SettingsError
 from ..turbo_core.native_names import is_block_linear_weight
 from . import _file_slices, _layout
 from ._model import TurboWanBase, TurboWanSupported
@@ -34,6 +37,7 @@ log = logging.getLogger("turbowan")
 FOLDER = "diffusion_models"
 DEQUANTIZED = torch.bfloat16
 CONVERSION_BYTES = 2**30  # on the GPU while a file's precision is changed: a few fp32 copies of one layer
+ROW_CODES = {"channelwise": torch.int8, "fp8": torch.float8_e4m3fn}  # precisions with a scale per output channel
 PUBLISHED_ROWS = 128  # tokens that share an activation scale in TurboDiffusion's own kernels
 
 
@@ -65,7 +69,8 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     device = comfy.model_management.get_torch_device()
     dtype, manual_dtype = _dtypes(source, settings.precision, device)
     chosen = attention.resolve(settings.attention, settings.topk, source.config, device, manual_dtype or dtype)
-    tensors, config = _at_precision(source, settings.precision, device)
+    _refuse_fp8(source, settings.precision, device, manual_dtype or dtype)
+    tensors, config, noise = _at_precision(source, settings.precision, device)
     supported = TurboWanSupported(config)
     supported.set_inference_dtype(dtype, manual_dtype)
     supported.custom_operations = HostOperations
@@ -79,6 +84,7 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
         network.set_activation_rows(PUBLISHED_ROWS)
     model.expert = source.expert
     model.rounds_timestep = source.turbodiffusion
+    model.weight_noise = noise
     return _patcher(model, device, path, settings, disable_dynamic)
 
 
@@ -95,30 +101,60 @@ def _patcher(
     return patcher
 
 
-def _at_precision(source: Checkpoint, precision: str, device: torch.device) -> tuple[dict[str, Tensor], WanConfig]:
-    """The tensors as the chosen precision wants them: as the file has them, quantized or dequantized."""
+def show_on_node(text: str, node_id: str) -> None:
+    """Write a line on a node in the browser."""
+    PromptServer.instance.send_progress_text(text, node_id)
+
+
+def _refuse_fp8(source: Checkpoint, precision: str, device: torch.device, dtype: torch.dtype) -> None:
+    if precision != "fp8":
+        return
+    if source.config.quantized:
+        raise SettingsError(
+            f"precision: 'fp8' must get an unquantized file, {source.path.name} holds int8 codes; choose channelwise "
+            "or auto, or the file without -quant"
+        )
+    reason = channel_fp8.LINEAR.refusal(torch.empty(0, source.config.dim, dtype=dtype, device=device))
+    if reason is not None:
+        raise BackendUnavailableError(
+            f"precision: 'fp8' needs torch's fp8 products with a scale per row, but {reason}; choose channelwise, int8 "
+            "or auto"
+        )
+
+
+def _at_precision(
+    source: Checkpoint, precision: str, device: torch.device
+) -> tuple[dict[str, Tensor], WanConfig, WeightNoise | None]:
+    """The tensors as the chosen precision wants them, and what a rounding of the weights cost where that is told."""
     if precision not in PRECISIONS:
         raise SettingsError(f"precision: must be one of {', '.join(PRECISIONS)}, got {precision!r}; choose auto")
-    wanted = {"int8": True, "bf16": False}.get(precision, source.config.quantized)
-    if precision == "exact" and not source.config.quantized:
-        log.warning("TurboLoader: %s is not quantized, so that 'exact' changes nothing", source.path.name)
-    if wanted == source.config.quantized:
-        return source.tensors, source.config
-    config = dataclasses.replace(source.config, quantized=wanted)
-    comfy.model_management.free_memory(CONVERSION_BYTES, device)
-    if wanted:
-        return block_int8.quantize_tensors(source.tensors, _progress(source.path.name), device), config
-    return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED, device), config
+    name, quantized = source.path.name, source.config.quantized
+    config = dataclasses.replace(source.config, quantized=precision != "bf16")
+    if precision in ROW_CODES:
+        comfy.model_management.free_memory(CONVERSION_BYTES, device)
+        report = _progress(name, precision)
+        tensors, noise = channelwise.to_row_codes(source.tensors, ROW_CODES[precision], device, report)
+        log.info("TurboLoader: %s as %s: %s", name, precision, noise)
+        return tensors, config, noise
+    if precision == "int8" and not quantized:
+        comfy.model_management.free_memory(CONVERSION_BYTES, device)
+        return block_int8.quantize_tensors(source.tensors, _progress(name, precision), device), config, None
+    if precision == "bf16" and quantized:
+        comfy.model_management.free_memory(CONVERSION_BYTES, device)
+        return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED, device), config, None
+    if precision == "exact" and not quantized:
+        log.warning("TurboLoader: %s is not quantized, so that 'exact' changes nothing", name)
+    return source.tensors, source.config, None
 
 
-def _progress(name: str) -> block_int8.Progress:
+def _progress(name: str, precision: str) -> block_int8.Progress:
     bar = None
 
     def report(done: int, total: int) -> None:
         nonlocal bar
         comfy.model_management.throw_exception_if_processing_interrupted()
         if bar is None:
-            log.info("TurboLoader: quantizing %s to int8", name)
+            log.info("TurboLoader: quantizing %s to %s", name, precision)
             bar = comfy.utils.ProgressBar(total)
         bar.update_absolute(done, total)
 

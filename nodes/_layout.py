@@ -1,7 +1,8 @@
-"""Block-int8 weights as a comfy-kitchen tensor type, so that ComfyUI streams, patches and saves them itself.
+"""Weights in codes as comfy-kitchen tensor types, so that ComfyUI streams, patches and saves them itself.
 
-The tensor's logical dtype and shape are the dense weight's; its data are int8 codes [N, K] and an fp32 scale
-[ceil(N/128), ceil(K/128)]. Where the host rounds stochastically (LoRA on a quantized weight):
+Block-int8 is here, codes with a scale per output channel in `_row_layout`. The tensor's logical dtype and shape are
+the dense weight's; its data are int8 codes [N, K] and an fp32 scale [ceil(N/128), ceil(K/128)]. Where the host rounds
+stochastically (LoRA on a quantized weight):
 
     code = clamp(floor(x · 128 / amax + u), -128, 127),   u ~ U[0, 1) from the seed
 """
@@ -16,8 +17,8 @@ from comfy_kitchen.tensor.base import BaseLayoutParams
 from torch import Tensor
 
 from ..kernels.block_int8 import BLOCK, BlockInt8, quantize_weight
-
-LAYOUT = "TurboBlockInt8Layout"
+from ..kernels.row_codes import RowCodes
+from ._row_layout import ROW_LAYOUTS
 
 
 class TurboBlockInt8Layout(QuantizedLayout):
@@ -57,22 +58,25 @@ class TurboBlockInt8Layout(QuantizedLayout):
 
 
 def register() -> None:
-    """Make the layout known to comfy-kitchen; the first copy of the pack in a process wins."""
-    try:
-        get_layout_class(LAYOUT)
-    except KeyError:
-        register_layout_class(LAYOUT, TurboBlockInt8Layout)
+    """Make the layouts known to comfy-kitchen; the first copy of the pack in a process wins."""
+    for layout in (TurboBlockInt8Layout, *ROW_LAYOUTS.values()):
+        try:
+            get_layout_class(layout.__name__)
+        except KeyError:
+            register_layout_class(layout.__name__, layout)
 
 
 def wrap(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> QuantizedTensor:
-    """The host's tensor for given codes and scale, with the logical dtype `dtype`."""
-    params = get_layout_class(LAYOUT).Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(codes.shape))
-    return QuantizedTensor(codes, LAYOUT, params)
+    """The host's tensor for given codes and scale (2-D: of blocks, 1-D: of rows), with the logical dtype `dtype`."""
+    layout = TurboBlockInt8Layout if scale.ndim == 2 else ROW_LAYOUTS[codes.dtype]
+    params = get_layout_class(layout.__name__).Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(codes.shape))
+    return QuantizedTensor(codes, layout.__name__, params)
 
 
-def unwrap(tensor: QuantizedTensor) -> BlockInt8:
-    """The core's value for a tensor of this layout."""
-    return BlockInt8(tensor._qdata, tensor._params.scale)
+def unwrap(tensor: QuantizedTensor) -> BlockInt8 | RowCodes:
+    """The core's value for a tensor of these layouts."""
+    scale = tensor._params.scale
+    return (BlockInt8 if scale.ndim == 2 else RowCodes)(tensor._qdata, scale)
 
 
 def _round_stochastically(tensor: Tensor, scale: Tensor, seed: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..turbo_core import rcm
+from ..turbo_core.channelwise import WeightNoise
 from ..turbo_core.checkpoint import TURBODIFFUSION
 from ..turbo_core.config import T2V_CHANNELS, WanConfig
 from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError
@@ -111,6 +112,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         config: what the network is.
         expert: "high" or "low" where the file says which expert of a pair it is.
         rounds_timestep: TurboDiffusion networks were trained on timesteps rounded to bf16; other Wan files were not.
+        weight_noise: what rounding the weights cost while they were loaded, where that was measured.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         self.image_to_video = self.config.family == "i2v"
         self.expert: str | None = None
         self.rounds_timestep = False
+        self.weight_noise: WeightNoise | None = None
 
     def process_timestep(self, timestep: Tensor, **conditions: Any) -> Tensor:
         return rcm.round_timestep(timestep) if self.rounds_timestep else timestep

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..turbo_core import layers
 from ..turbo_core.errors import SettingsError
-from ..turbo_core.layers import Lent, TorchOperations
+from ..turbo_core.layers import BLOCK_CODES, CodesFormat, Lent, TorchOperations
 from . import _layout
 
 _CAST_OPTIONS = frozenset(inspect.signature(comfy.ops.cast_bias_weight).parameters)
@@ -69,7 +69,7 @@ class _Hosted(comfy.ops.CastWeightBiasOp):
 
 
 class _Linear(_Hosted, layers.Linear):
-    """A Linear whose weight is a dense Parameter or a Parameter holding a block-int8 QuantizedTensor.
+    """A Linear whose weight is a dense Parameter or a Parameter holding a QuantizedTensor of `_layout`.
 
     `state_dict` names a quantized weight `weight` and `weight_scale`: the host finds LoRA targets by `weight`.
     """
@@ -82,8 +82,10 @@ class _Linear(_Hosted, layers.Linear):
         return self.weight._params.scale if isinstance(self.weight, QuantizedTensor) else None
 
     @property
-    def is_quantized(self) -> bool:
-        return isinstance(self.weight, QuantizedTensor)
+    def codes_format(self) -> CodesFormat | None:
+        if not isinstance(self.weight, QuantizedTensor):
+            return None
+        return BLOCK_CODES if self.weight_scale.ndim == 2 else self.weight._qdata.dtype
 
     def convert_weight(self, weight: Tensor, inplace: bool = False) -> Tensor:
         """The host asks for a dense weight to patch."""
@@ -92,14 +94,14 @@ class _Linear(_Hosted, layers.Linear):
     def set_weight(
         self, weight: Tensor, inplace_update: bool = False, seed: int | None = None, return_weight: bool = False
     ) -> Tensor | None:
-        """The host hands back a patched dense weight; in place only for LoRA hooks, which cannot restore int8."""
+        """The host hands back a patched dense weight; in place only for LoRA hooks, which cannot restore codes."""
         if inplace_update and isinstance(self.weight, QuantizedTensor):
             raise SettingsError(
-                "LoRA hook: the weights must be dense, got int8; use LoraLoaderModelOnly, or TurboLoader with "
+                "LoRA hook: the weights must be dense, got 8-bit codes; use LoraLoaderModelOnly, or TurboLoader with "
                 "precision 'bf16'"
             )
         if isinstance(self.weight, QuantizedTensor):
-            weight = QuantizedTensor.from_float(weight, _layout.LAYOUT, stochastic_rounding=seed)
+            weight = QuantizedTensor.from_float(weight, self.layout_type, stochastic_rounding=seed)
         patched = weight.to(self.weight.dtype)
         if return_weight:
             return patched
@@ -110,11 +112,11 @@ class _Linear(_Hosted, layers.Linear):
         return None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        codes = state_dict.pop(prefix + "int8_weight", None)
+        codes = layers.pop_codes(state_dict, prefix)
         scale = state_dict.pop(prefix + "scale", None)
         if codes is not None and scale is not None:
-            self.layout_type = _layout.LAYOUT
-            state_dict[prefix + "weight"] = _layout.wrap(codes, scale, self.weight.dtype)
+            state_dict[prefix + "weight"] = weight = _layout.wrap(codes, scale, self.weight.dtype)
+            self.layout_type = weight._layout_cls
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

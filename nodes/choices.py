@@ -5,7 +5,7 @@ from __future__ import annotations
 CATEGORY = "TurboWan"
 
 ATTENTIONS = ["auto", "sla", "sagesla", "dense", "sageattention"]
-PRECISIONS = ["auto", "exact", "int8", "bf16"]
+PRECISIONS = ["auto", "exact", "int8", "channelwise", "fp8", "bf16"]
 NOISE_ORDERS = ["comfy", "upstream"]
 SAMPLERS = ["sde", "ode"]
 

@@ -18,6 +18,11 @@ HARDWARE_TANH = 2**-11
 SQNR_BLOCK_INT8_WEIGHT_DB = 36.0
 SQNR_BLOCK_INT8_LINEAR_DB = 34.0
 SQNR_SAGE_SCORES_DB = 33.0
+# Normal rows of 1,536 with a scale of their own, and a linear layer from such rows and such weights.
+SQNR_ROW_CODES_DB = {torch.int8: 40.0, torch.float8_e4m3fn: 31.0}
+SQNR_CHANNEL_LINEAR_DB = {torch.int8: 38.0, torch.float8_e4m3fn: 28.0}
+# A tiny network whose weights alone are rounded, against the same network in fp32.
+SQNR_CHANNEL_MODEL_DB = {torch.int8: 38.0, torch.float8_e4m3fn: 28.0}
 
 # Latents sampled in a host, on tiny models. The same sampling with other rounding of its times or its batch.
 SAME_SAMPLING = 1e-5

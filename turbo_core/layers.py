@@ -10,27 +10,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import block_int8
+from ..kernels import block_int8, channel_fp8, channel_int8
 from ..kernels.block_int8 import BlockInt8, GatedResidual, QuantizedActivations
 from ..kernels.norm import gated_residual
+from ..kernels.row_codes import RowCodes, quantize_rows
+
+BLOCK_CODES = "block"  # int8 codes with a scale per row and 128 columns; other codes are named by their dtype
+ROW_LINEARS = {torch.int8: channel_int8, torch.float8_e4m3fn: channel_fp8}  # a scale per row of both operands
+ROWS_MULTIPLE = channel_int8.COLUMNS_MULTIPLE  # of input columns, for either
+CODES_NAMES = {torch.int8: "int8_weight", torch.float8_e4m3fn: "fp8_weight"}  # of weights kept as codes
+
+CodesFormat = Literal["block"] | torch.dtype
 
 
 @dataclass(frozen=True)
 class Lent:
     """Weights on loan: valid inside the `lend` block that yielded them."""
 
-    weight: Tensor | BlockInt8
+    weight: Tensor | BlockInt8 | RowCodes
     bias: Tensor | None = None
 
 
 class Activation:
-    """A layer's input [B, L, C]: the tensor, its int8 codes, or both; the missing one is made when it is asked for.
+    """A layer's input [B, L, C]: the tensor, its 8-bit codes, or both; the missing one is made when it is asked for.
 
     Attributes:
         like: a tensor with the activation's device, dtype and [B, L].
@@ -40,20 +48,25 @@ class Activation:
         self.like = x
         self._x: Tensor | None = x
         self._quantized: dict[int, QuantizedActivations] = {}
+        self._rows: dict[torch.dtype, RowCodes] = {}
 
     @classmethod
-    def of_codes(cls, codes: QuantizedActivations, like: Tensor) -> Activation:
-        """Codes with a scale per row and 128 columns, from a kernel that never wrote the tensor itself."""
+    def of_codes(cls, codes: QuantizedActivations | RowCodes, like: Tensor) -> Activation:
+        """Codes from a kernel that never wrote the tensor itself: a scale per row, with 128 columns or with all."""
         activation = cls(like)
         activation._x = None
-        activation._quantized[1] = codes
+        if isinstance(codes, RowCodes):
+            activation._rows[codes.dtype] = codes
+        else:
+            activation._quantized[1] = codes
         return activation
 
     @property
     def x(self) -> Tensor:
         """[B, L, C] in `like`'s dtype."""
         if self._x is None:
-            self._x = self._quantized[1].dequantize(self.like.dtype).reshape(*self.like.shape[:-1], -1)
+            codes = self._quantized.get(1) or next(iter(self._rows.values()))
+            self._x = codes.dequantize(self.like.dtype).reshape(*self.like.shape[:-1], -1)
         return self._x
 
     def quantized(self, rows: int) -> QuantizedActivations:
@@ -61,6 +74,12 @@ class Activation:
         if rows not in self._quantized:
             self._quantized[rows] = block_int8.quantize_activations(self.x, rows)
         return self._quantized[rows]
+
+    def rows(self, dtype: torch.dtype) -> RowCodes:
+        """Codes of `dtype` with one scale per row, made at most once."""
+        if dtype not in self._rows:
+            self._rows[dtype] = quantize_rows(self.x, dtype)
+        return self._rows[dtype]
 
 
 class Lending(nn.Module):
@@ -77,7 +96,7 @@ class Lending(nn.Module):
 
 
 class Linear(Lending):
-    """y = x Wᵀ + b with a dense or block-int8 weight.
+    """y = x Wᵀ + b with a dense weight or one in codes: block-int8, or int8 or e4m3 with a scale per output channel.
 
     Attributes:
         activation_rows: rows that share an activation scale where the weight is block-int8: 1, or 128 as published.
@@ -105,17 +124,22 @@ class Linear(Lending):
                 yield lent
         else:
             bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
-            yield Lent(BlockInt8(self.weight, self.scale).to(x.device), bias)
+            codes = BlockInt8 if self.scale.ndim == 2 else RowCodes
+            yield Lent(codes(self.weight, self.scale).to(x.device), bias)
 
     @property
-    def is_quantized(self) -> bool:
-        """Whether the weight is kept as block-int8."""
-        return self.scale is not None
+    def codes_format(self) -> CodesFormat | None:
+        """How the weight is kept: `BLOCK_CODES`, a dtype of codes with a scale per output channel, or None if dense."""
+        if self.scale is None:
+            return None
+        return BLOCK_CODES if self.scale.ndim == 2 else self.weight.dtype
 
     @property
-    def takes_codes(self) -> bool:
-        """Whether int8 codes with a scale per row are all this layer needs of its input."""
-        return self.is_quantized and self.activation_rows == 1
+    def takes(self) -> CodesFormat | None:
+        """The codes that are all this layer needs of its input, one scale a row; None if it needs the tensor."""
+        if self.codes_format == BLOCK_CODES:
+            return BLOCK_CODES if self.activation_rows == 1 else None
+        return self.codes_format if self.in_features % ROWS_MULTIPLE == 0 else None
 
     def forward(self, x: Tensor | Activation, *, gelu: bool = False, residual: GatedResidual | None = None) -> Tensor:
         """x [..., in_features] → [..., out_features]; `gelu` applies GELU(tanh), then `residual` is added to."""
@@ -124,23 +148,27 @@ class Linear(Lending):
             return linear(activation, lent, gelu=gelu, rows=self.activation_rows, residual=residual)
 
     def feed(self, reader: Linear, activation: Activation, *, gelu: bool) -> Activation:
-        """`forward` for one reader: written as int8 codes alone where both layers and the kernel allow it."""
+        """`forward` for one reader: kept as codes alone where both layers and the kernel allow it."""
+        like, taken = activation.like, reader.takes
         whole_blocks = self.out_features % block_int8.BLOCK == 0
-        with self.lend(activation.like) as lent:
+        with self.lend(like) as lent:
             if (
                 isinstance(lent.weight, BlockInt8)
-                and self.takes_codes
-                and reader.takes_codes
+                and self.takes == taken == BLOCK_CODES
                 and whole_blocks
-                and block_int8.LINEAR.accepts(activation.like)
+                and block_int8.LINEAR.accepts(like)
             ):
                 codes = activation.quantized(1)
-                out = block_int8.linear_quantized(codes, lent.weight, lent.bias, gelu=gelu, like=activation.like)
-                return Activation.of_codes(out, activation.like)
+                out = block_int8.linear_quantized(codes, lent.weight, lent.bias, gelu=gelu, like=like)
+                return Activation.of_codes(out, like)
+            if taken in ROW_LINEARS and ROW_LINEARS[taken].LINEAR.accepts(like):
+                # A row's scale needs the whole row, which no tile of the GEMM sees; GELU costs that pass nothing.
+                y = linear(activation, lent, gelu=False, rows=self.activation_rows)
+                return Activation.of_codes(quantize_rows(y, taken, gelu=gelu), like)
             return Activation(linear(activation, lent, gelu=gelu, rows=self.activation_rows))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        codes = state_dict.pop(prefix + "int8_weight", None)
+        codes = pop_codes(state_dict, prefix)
         if codes is not None:
             state_dict[prefix + "weight"] = codes
             self.weight = nn.Parameter(torch.empty_like(codes, device="meta"), requires_grad=False)
@@ -151,7 +179,7 @@ class Linear(Lending):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.scale is not None:
-            destination[prefix + "int8_weight"] = destination.pop(prefix + "weight")
+            destination[prefix + CODES_NAMES[self.weight.dtype]] = destination.pop(prefix + "weight")
 
 
 class RMSNorm(Lending):
@@ -213,22 +241,37 @@ def linear(
 ) -> Tensor:
     """x Wᵀ + b, then GELU(tanh) and the gated residual if asked; x's shape and dtype, the last dimension replaced.
 
-    Where the block-int8 kernel cannot run, the weight is dequantized for the call and activations stay as they
-    are, which is more accurate and faster than emulating the kernel. `rows=128` asks for the published arithmetic
-    and gets it everywhere.
+    Where the kernel for a weight's codes cannot run, the weight is dequantized for the call and activations stay as
+    they are, which is more accurate and faster than emulating the kernel. `rows=128` asks for the published
+    arithmetic of block-int8 and gets it everywhere.
     """
     weight, like = lent.weight, activation.like
-    if isinstance(weight, BlockInt8):
-        if rows == block_int8.BLOCK or block_int8.LINEAR.accepts(like):
-            codes = activation.quantized(rows)
-            y = block_int8.linear(codes, weight, lent.bias, gelu=gelu, like=like, residual=residual)
-            return y.reshape(*like.shape[:-1], y.shape[-1])
-        weight = weight.dequantize(like.dtype)
-    y = F.linear(activation.x, weight, lent.bias)
-    y = F.gelu(y, approximate="tanh") if gelu else y
+    if isinstance(weight, BlockInt8) and (rows == block_int8.BLOCK or block_int8.LINEAR.accepts(like)):
+        codes = activation.quantized(rows)
+        y = block_int8.linear(codes, weight, lent.bias, gelu=gelu, like=like, residual=residual)
+        return y.reshape(*like.shape[:-1], y.shape[-1])
+    y = _linear_without_residual(activation, lent, gelu)
     if residual is None:
         return y
     return residual.x + y if residual.gate is None else gated_residual(residual.x, y, residual.gate)
+
+
+def _linear_without_residual(activation: Activation, lent: Lent, gelu: bool) -> Tensor:
+    """By the kernel for codes with a scale per output channel, or with the weight dense."""
+    weight, like = lent.weight, activation.like
+    if isinstance(weight, RowCodes):
+        backend = ROW_LINEARS[weight.dtype]
+        if weight.shape[1] % ROWS_MULTIPLE == 0 and backend.LINEAR.accepts(like):
+            y = backend.linear(activation.rows(weight.dtype), weight, lent.bias, gelu=gelu, like=like)
+            return y.reshape(*like.shape[:-1], y.shape[-1])
+    dense = weight if isinstance(weight, Tensor) else weight.dequantize(like.dtype)
+    y = F.linear(activation.x, dense, lent.bias)
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def pop_codes(state_dict: dict[str, Any], prefix: str) -> Tensor | None:
+    """Take a layer's weight in codes out of a state dict; None if it is not there or dense."""
+    return next((state_dict.pop(prefix + name) for name in CODES_NAMES.values() if prefix + name in state_dict), None)
 
 
 def _parameter(*shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> nn.Parameter:

@@ -19,13 +19,20 @@ from torch import Tensor, nn
 from ..kernels.block_int8 import GatedResidual
 from ..kernels.compile_ahead import Progress, compile_ahead
 from ..kernels.dispatch import triton_refusal
-from ..kernels.norm import NORM_QUANTIZED, layer_norm, layer_norm_quantized, rms_norm_rope
+from ..kernels.norm import (
+    NORM_QUANTIZED,
+    NORM_ROWS,
+    layer_norm,
+    layer_norm_quantized,
+    layer_norm_rows,
+    rms_norm_rope,
+)
 from ..kernels.sageattention import sage_dense_attention
 from .attention import AttentionSettings, sparse_linear_attention
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
+from .layers import BLOCK_CODES, ROW_LINEARS, Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
 
@@ -323,9 +330,12 @@ def _rms_norm(norm: RMSNorm, x: Tensor, rotated_for: BlockInputs | None = None) 
 
 
 def _normed(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: tuple[Linear, ...]) -> Activation:
-    """Layer norm · multiplier + offset for the layers that read it: as int8 codes alone where that is all they need."""
-    if NORM_QUANTIZED.accepts(x) and all(reader.takes_codes for reader in readers):
+    """Layer norm · multiplier + offset for the layers that read it: as codes alone where that is all they need."""
+    taken = readers[0].takes if len({reader.takes for reader in readers}) == 1 else None
+    if taken == BLOCK_CODES and NORM_QUANTIZED.accepts(x):
         return Activation.of_codes(layer_norm_quantized(x, multiplier, offset, eps), x)
+    if taken in ROW_LINEARS and NORM_ROWS[taken].accepts(x) and ROW_LINEARS[taken].LINEAR.accepts(x):
+        return Activation.of_codes(layer_norm_rows(x, multiplier, offset, eps, taken), x)
     return Activation(layer_norm(x, multiplier, offset, eps))
 
 

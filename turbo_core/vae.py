@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.compile_ahead import compile_ahead
 from .errors import CheckpointError, LatentError, UnsupportedModelError
 from .vae_layers import (
     AttentionBlock,
@@ -168,6 +170,29 @@ class WanVAE(nn.Module):
         """As ``plan_decode``; ``still`` where the clip is longer than what is given of it."""
         levels = self.encoder.levels()
         return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget, still=still)
+
+    @torch.no_grad()
+    def compile_ahead(
+        self,
+        direction: Literal["decode", "encode"],
+        *,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+    ) -> int:
+        """Compile the kernels of a decode or an encode of any size; see `kernels.compile_ahead`."""
+        if direction == "decode":
+            clip = torch.zeros(1, LATENT_CHANNELS, 3, 2, 2, device=self.device, dtype=self.dtype)
+        else:
+            sides = 2 * SIDE_STRIDE, 2 * SIDE_STRIDE
+            clip = torch.zeros(1, self.config.in_channels, 9, *sides, device=self.device, dtype=self.dtype)
+        run = self.decode if direction == "decode" else self.encode
+        return compile_ahead(
+            lambda: run(clip),
+            self.device,
+            gluon_probe="run_vae_probe",
+            progress=progress,
+            interrupted=interrupted,
+        )
 
     @torch.no_grad()
     def decode(

@@ -25,7 +25,7 @@ from torch import Tensor
 from .errors import SettingsError
 from .vae_layers import CausalConv3d, Layer, Upsample
 
-PIXEL_FRAMES = (8, 4, 2, 1)  # tried from the largest: frames per pass at full resolution
+PIXEL_FRAMES = (4, 2, 1)  # tried from the largest: frames per pass at full resolution
 DEFAULT_PIXEL_FRAMES = 4  # without a budget
 OVERLAP = 8  # latent positions that neighbouring tiles share
 LATENT_COPIES = 2 * 16  # elements per position: as given and through the 1x1x1 convolution

@@ -16,7 +16,7 @@ from typing import Any
 
 import websocket
 
-PREVIEW_IMAGE = 1
+PREVIEW_IMAGE, TEXT = 1, 3
 FREE_TIMEOUT = 30
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 Prompt = dict[str, dict[str, Any]]
@@ -32,12 +32,13 @@ class PromptRefused(Exception):
 
 @dataclass
 class Run:
-    """What the websocket told about one prompt."""
+    """What the websocket told about one prompt; `texts` are the lines written on nodes, by id."""
 
     prompt_id: str
     ending: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -154,8 +155,11 @@ def _follow(
         except websocket.WebSocketTimeoutException:
             continue
         if isinstance(message, bytes):
-            if struct.unpack(">I", message[:4])[0] == PREVIEW_IMAGE:
+            kind, length = struct.unpack(">II", message[:8])
+            if kind == PREVIEW_IMAGE:
                 run.previews.append(message[8:])
+            elif kind == TEXT:
+                run.texts[message[8 : 8 + length].decode()] = message[8 + length :].decode()
             continue
         event = json.loads(message)
         if event.get("data", {}).get("prompt_id", run.prompt_id) != run.prompt_id:

@@ -66,6 +66,11 @@ RUNTIME: dict[str, tuple[Build, tuple[str, ...]]] = {
     "height not divisible by 16": (lambda g: _image(g, height=90), ("divisible by 16", "90", "96")),
     "two images": (lambda g: _image(g, images=2), ("one image", "ImageFromBatch")),
     "sagesla on the CPU": (lambda g: g.t2v(g.load(attention="sagesla")), ("sagesla", "sla")),
+    "fp8 on the CPU": (lambda g: g.t2v(g.load(precision="fp8")), ("fp8", "cpu", "channelwise")),
+    "fp8 of a quantized file": (
+        lambda g: g.t2v(g.load(models.T2V_QUANT, precision="fp8")),
+        ("fp8", "unquantized", "channelwise"),
+    ),
     "sla without proj_l": (lambda g: g.t2v(g.load(models.T2V_DENSE_QUANT, attention="sla")), ("proj_l", "dense")),
 }
 # name: (graph up to a LATENT, what the refusal of POST /prompt must say)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from tolerances import ROUND_TRIP, SQNR_CHANNEL_LINEAR_DB, relative_error, sqnr_db
+
+from turbowan.kernels import channel_fp8, channel_int8
+from turbowan.kernels.row_codes import RowCodes, quantize_rows_ref
+
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
+
+SHAPES = [(1, 128, 128), (129, 256, 128), (260, 128, 200), (192, 384, 520)]
+SHAPE_IDS = [f"M{m}-K{k}-N{n}" for m, k, n in SHAPES]
+
+
+def operands(m, k, n, generator, device, dtype=torch.int8) -> tuple[RowCodes, RowCodes]:
+    a = quantize_rows_ref(torch.randn(m, k, generator=generator), dtype).to(device)
+    return a, quantize_rows_ref(torch.randn(n, k, generator=generator) / k**0.5, dtype).to(device)
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["tiles", "persistent"])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+def test_gemm_kernel_equals_reference(shape, gelu, persistent, half, device, generator):
+    kernels = pytest.importorskip("turbowan.kernels.channel_int8_triton")
+    if persistent:
+        pytest.importorskip("triton.tools.tensor_descriptor")
+        if device.type == "cuda" and not kernels.use_tma(device):
+            pytest.skip("this GPU takes no tensor descriptors")
+    a, w = operands(*shape, generator, device)
+    bias = torch.randn(shape[2], generator=generator).to(device, half)
+    y = torch.empty(shape[0], shape[2], dtype=half, device=device)
+    kernels.launch(a, w, bias, gelu, y, persistent)
+    assert relative_error(y, channel_int8.linear_ref(a, w, bias, gelu, torch.float32)) < ROUND_TRIP[half]
+
+
+def test_gemm_without_bias(half, device, generator):
+    from turbowan.kernels.channel_int8_triton import linear_triton
+
+    a, w = operands(5, 128, 128, generator, device)
+    ref = channel_int8.linear_ref(a, w, None, False, torch.float32)
+    assert relative_error(linear_triton(a, w, None, False, half), ref) < ROUND_TRIP[half]
+
+
+def test_sums_of_the_largest_codes_do_not_overflow(half, device):
+    """14B's widest sum: 13,824 products of -128 by -128 are 2^27.75."""
+    from turbowan.kernels.channel_int8_triton import linear_triton
+
+    codes = torch.full((128, 13824), -128, dtype=torch.int8, device=device)
+    scale = torch.full((128,), 2.0**-14, device=device)
+    y = linear_triton(RowCodes(codes, scale), RowCodes(codes, scale), None, False, half)
+    assert torch.equal(y, torch.full_like(y, 13824 * 2.0**-14))
+
+
+def test_columns_must_match(device, generator):
+    from turbowan.kernels.channel_int8_triton import linear_triton
+
+    a, w = operands(4, 128, 128, generator, device)[0], operands(4, 256, 128, generator, device)[1]
+    with pytest.raises(ValueError, match=r"weight must have 128 columns, got \(128, 256\)"):
+        linear_triton(a, w, None, False, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("module", "dtype"), [(channel_int8, torch.int8), (channel_fp8, torch.float8_e4m3fn)], ids=["int8", "fp8"]
+)
+def test_recipe_stays_above_its_sqnr_floor(module, dtype, generator):
+    x, w = torch.randn(256, 1536, generator=generator), torch.randn(256, 1536, generator=generator) / 1536**0.5
+    y = module.linear_ref(quantize_rows_ref(x, dtype), quantize_rows_ref(w, dtype), None, False, torch.float32)
+    assert sqnr_db(y, x @ w.T) > SQNR_CHANNEL_LINEAR_DB[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gelu", [False, True])
+def test_scaled_mm_equals_reference(gelu, half, device, generator):
+    reason = channel_fp8.scaled_mm_refusal(device)
+    if reason is not None:
+        pytest.skip(reason)
+    a, w = operands(130, 256, 208, generator, device, torch.float8_e4m3fn)
+    bias = torch.randn(208, generator=generator).to(device, half)
+    ref = channel_fp8.linear_ref(a, w, bias, gelu, torch.float32)
+    out = channel_fp8.linear(a, w, bias, gelu=gelu, like=torch.empty(0, 256, dtype=half, device=device))
+    # torch writes the product in bf16, whatever the dtype asked for.
+    assert relative_error(out, ref) < 2 * ROUND_TRIP[torch.bfloat16]
+
+
+def test_fp8_says_why_it_cannot_run_on_a_cpu():
+    assert channel_fp8.scaled_mm_refusal(torch.device("cpu")) == "the device is cpu, not cuda"
