@@ -72,6 +72,37 @@ def _add_product(acc, weights, tile, unit, START: gl.constexpr, END: gl.constexp
 
 
 @gluon.jit
+def _finish_block(
+    block: gl.constexpr,
+    acc,
+    group: gl.constexpr,
+    tiles,
+    full,
+    bias_ptr,
+    cout,
+    iterations,
+    CHANNELS: gl.constexpr,
+    INPUTS: gl.constexpr,
+    STAGES: gl.constexpr,
+    RESIDUAL: gl.constexpr,
+):
+    """Bias and residual, and the result in shared memory.
+
+    The outermost tiles of a stage are read by one warpgroup alone: two of them hold a block's 64 channels, first of
+    the residual, which `_copy` brings there, then of the result.
+    """
+    rows = gl.arange(0, 64, layout=gl.SliceLayout(1, acc.type.layout))
+    channel = cout + (64 * block + rows) % CHANNELS
+    acc += gl.expand_dims(gl.load(bias_ptr + channel).to(gl.float32), 1)
+    stage = (iterations + block) % STAGES
+    room = block_room(tiles, stage * INPUTS + group * (INPUTS - 2))
+    if RESIDUAL:
+        mbarrier.wait(full.index(stage), ((iterations + block) // STAGES) & 1)
+        acc += room.load(acc.type.layout).to(gl.float32)
+    room.store(acc.to(tiles.dtype))
+
+
+@gluon.jit
 def _multiply(
     group: gl.constexpr,
     weights,  # [STAGES·STACK/32, 32, BLOCK_K]
@@ -90,13 +121,11 @@ def _multiply(
     STACK: gl.constexpr,
     PAD: gl.constexpr,
     STAGES: gl.constexpr,
-    BLOCK_K: gl.constexpr,
     RESIDUAL: gl.constexpr,
 ):
     POSITIONS: gl.constexpr = tiles.shape[1]
     INPUTS: gl.constexpr = 2 * FRAMES + 2
     STACKED: gl.constexpr = 3 * CHANNELS + 2 * PAD
-    dtype: gl.constexpr = tiles.dtype
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, POSITIONS, 16])
     acc0 = gl.zeros((64, POSITIONS), gl.float32, mma)
     acc1 = gl.zeros((64, POSITIONS), gl.float32, mma)
@@ -115,60 +144,18 @@ def _multiply(
         mbarrier.arrive(empty.index((i + STAGES - 1) % STAGES), pred=i > 0)
     acc0, acc1, acc2 = warpgroup_mma_wait(0, deps=(acc0, acc1, acc2))
     mbarrier.arrive(empty.index((iterations - 1) % STAGES))
-
-    # The outermost tiles of a stage are this warpgroup's alone: two of them hold a block's 64 channels.
-    tile_layout: gl.constexpr = out_desc.layout
-    own: gl.constexpr = group * (INPUTS - 2)
-    rows64 = gl.arange(0, 64, layout=gl.SliceLayout(1, mma))
-    for block in gl.static_range(3):
-        if block == 0:
-            acc = acc0
-        elif block == 1:
-            acc = acc1
-        else:
-            acc = acc2
-        stage = (iterations + block) % STAGES
-        slot = stage * INPUTS + own
-        channel = cout + (64 * block + rows64) % CHANNELS
-        acc += gl.expand_dims(gl.load(bias_ptr + channel).to(gl.float32), 1)
-        room = block_room(tiles, slot)
-        if RESIDUAL:
-            mbarrier.wait(full.index(stage), ((iterations + block) // STAGES) & 1)
-            acc += room.load(mma).to(gl.float32)
-        room.store(acc.to(dtype))
+    _finish_block(0, acc0, group, tiles, full, bias_ptr, cout, iterations, CHANNELS, INPUTS, STAGES, RESIDUAL)
+    _finish_block(1, acc1, group, tiles, full, bias_ptr, cout, iterations, CHANNELS, INPUTS, STAGES, RESIDUAL)
+    _finish_block(2, acc2, group, tiles, full, bias_ptr, cout, iterations, CHANNELS, INPUTS, STAGES, RESIDUAL)
     fence_async_shared()
     barrier()
     for half in gl.static_range(6):
         stage = (iterations + half // 2) % STAGES
-        source = tiles.index(stage * INPUTS + own + half % 2)
-        source = view(source, out_desc.block_shape, tile_layout)
+        source = tiles.index(stage * INPUTS + group * (INPUTS - 2) + half % 2)
+        source = view(source, out_desc.block_shape, out_desc.layout)
         frame = t + group * FRAMES + half * 32 // CHANNELS
         store_tile(out_desc, [frame, y, x, cout + half * 32 % CHANNELS], source)
     tma.store_wait(0)
-
-
-@gluon.jit
-def _multiply_first(
-    weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
-    CHANNELS: gl.constexpr, FRAMES: gl.constexpr, STACK: gl.constexpr, PAD: gl.constexpr, STAGES: gl.constexpr,
-    BLOCK_K: gl.constexpr, RESIDUAL: gl.constexpr,
-):  # fmt: skip
-    _multiply(
-        0, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
-        CHANNELS, FRAMES, STACK, PAD, STAGES, BLOCK_K, RESIDUAL,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _multiply_second(
-    weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
-    CHANNELS: gl.constexpr, FRAMES: gl.constexpr, STACK: gl.constexpr, PAD: gl.constexpr, STAGES: gl.constexpr,
-    BLOCK_K: gl.constexpr, RESIDUAL: gl.constexpr,
-):  # fmt: skip
-    _multiply(
-        1, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
-        CHANNELS, FRAMES, STACK, PAD, STAGES, BLOCK_K, RESIDUAL,
-    )  # fmt: skip
 
 
 @gluon.jit
@@ -285,14 +272,14 @@ def _conv_kernel(
     gl.warp_specialize(
         [
             (
-                _multiply_first,
-                (weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
-                 CHANNELS, FRAMES, STACK, PAD, STAGES, BLOCK_K, RESIDUAL),
+                _multiply,
+                (0, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
+                 CHANNELS, FRAMES, STACK, PAD, STAGES, RESIDUAL),
             ),
             (
-                _multiply_second,
-                (weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
-                 CHANNELS, FRAMES, STACK, PAD, STAGES, BLOCK_K, RESIDUAL),
+                _multiply,
+                (1, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, cout, iterations,
+                 CHANNELS, FRAMES, STACK, PAD, STAGES, RESIDUAL),
             ),
             (
                 _copy,

@@ -57,6 +57,24 @@ def _add_product(acc, blocks, tile, block, WANTED: gl.constexpr):
 
 
 @gluon.jit
+def _finish_block(
+    block: gl.constexpr,
+    acc,
+    group: gl.constexpr,
+    tiles,
+    bias_ptr,
+    part,
+    C_OUT: gl.constexpr,
+    ROWS: gl.constexpr,
+):
+    """Bias, and the result where this warpgroup's own tiles were: two hold a block's 64 channels."""
+    rows = gl.arange(0, 64, layout=gl.SliceLayout(1, acc.type.layout))
+    channel = (part * ROWS + 64 * block + rows) % C_OUT
+    acc += gl.expand_dims(gl.load(bias_ptr + channel).to(gl.float32), 1)
+    block_room(tiles, block * INPUTS + group * 2).store(acc.to(tiles.dtype))
+
+
+@gluon.jit
 def _multiply(
     group: gl.constexpr,
     weights,  # [STAGES·6, 64, BLOCK_K]
@@ -97,17 +115,9 @@ def _multiply(
             mbarrier.arrive(empty.index((i + STAGES - 1) % STAGES), pred=i > 0)
     acc0, acc1, acc2 = warpgroup_mma_wait(0, deps=(acc0, acc1, acc2))
 
-    rows = gl.arange(0, 64, layout=gl.SliceLayout(1, mma))
-    for block in gl.static_range(3):
-        if block == 0:
-            acc = acc0
-        elif block == 1:
-            acc = acc1
-        else:
-            acc = acc2
-        channel = (part * ROWS + 64 * block + rows) % C_OUT
-        acc += gl.expand_dims(gl.load(bias_ptr + channel).to(gl.float32), 1)
-        block_room(tiles, block * INPUTS + group * 2).store(acc.to(tiles.dtype))
+    _finish_block(0, acc0, group, tiles, bias_ptr, part, C_OUT, ROWS)
+    _finish_block(1, acc1, group, tiles, bias_ptr, part, C_OUT, ROWS)
+    _finish_block(2, acc2, group, tiles, bias_ptr, part, C_OUT, ROWS)
     fence_async_shared()
     barrier()
     for half in gl.static_range(6):
@@ -115,26 +125,6 @@ def _multiply(
         source = view(source, out_desc.block_shape, out_desc.layout)
         store_tile(out_desc, [t + group, y, phase, x, part * ROWS + half * 32], source)
     tma.store_wait(0)
-
-
-@gluon.jit
-def _multiply_first(
-    weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks,
-    C_OUT: gl.constexpr, TAPS: gl.constexpr, STAGES: gl.constexpr, ROWS: gl.constexpr,
-):  # fmt: skip
-    _multiply(
-        0, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks, C_OUT, TAPS, STAGES, ROWS
-    )
-
-
-@gluon.jit
-def _multiply_second(
-    weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks,
-    C_OUT: gl.constexpr, TAPS: gl.constexpr, STAGES: gl.constexpr, ROWS: gl.constexpr,
-):  # fmt: skip
-    _multiply(
-        1, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks, C_OUT, TAPS, STAGES, ROWS
-    )
 
 
 @gluon.jit
@@ -222,9 +212,9 @@ def _upsample_kernel(
     y = program // tiles_in_row * TILE_H
     gl.warp_specialize(
         [
-            (_multiply_first, (weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks,
+            (_multiply, (0, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks,
                                C_OUT, TAPS, STAGES, ROWS)),
-            (_multiply_second, (weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks,
+            (_multiply, (1, weights, tiles, full, empty, out_desc, bias_ptr, t, y, x, phase, part, chunks,
                                 C_OUT, TAPS, STAGES, ROWS)),
             (_copy, (weights, tiles, full, empty, x_desc, weight_desc, t, y, x, phase, part, chunks,
                      C_OUT, COPIES, TAPS, STAGES, ROWS, WEIGHT_BOX)),
