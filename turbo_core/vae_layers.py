@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import vae_conv, vae_head, vae_upsample
+from ..kernels.vae_bias import add_bias
 from ..kernels.vae_norm import channel_norm
 
 NORM_WORK = 2  # an fp32 length per position, in 16-bit elements
@@ -84,21 +85,27 @@ def conv3d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None = None,
     *,
     stride: Sequence[int] = (1, 1, 1),
     padding: Sequence[int] = (0, 0, 0),
 ) -> Tensor:
-    """``F.conv3d`` with the weights in x's type, through cuDNN wherever that can run."""
+    """``F.conv3d`` plus ``residual``, with the weights in x's type, through cuDNN wherever that can run."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     half = x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
-    if half and x.shape[1] % 8:  # cuDNN leaves the tensor cores aside for fewer channels
+    if not half:
+        out = F.conv3d(x, weight, bias, stride, padding)
+        return out if residual is None else out.add_(residual)
+    if x.shape[1] % 8:  # cuDNN leaves the tensor cores aside for fewer channels
         x, weight = (F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, -x.shape[1] % 8)) for tensor in (x, weight))
-    if half and _torch_avoids_cudnn():
+    if _torch_avoids_cudnn():
         out = torch.cudnn_convolution(
             x, weight, padding, stride, (1, 1, 1), 1, benchmark=False, deterministic=False, allow_tf32=True
         )
-        return out.add_(bias.view(1, -1, 1, 1, 1))
-    return F.conv3d(x, weight, bias, stride, padding)
+    else:
+        out = F.conv3d(x, weight, None, stride, padding)
+    add_bias(out, bias, residual)
+    return out
 
 
 class RMSNorm(nn.Module):
@@ -184,8 +191,7 @@ class CausalConv3d(nn.Module):
             return self._convolve(window.room, window.behind, past, residual)
         past.keep(self, window.frames, self.history)
         weight = self.weight[:, :, -window.frames.shape[TIME] :]
-        out = conv3d(window.frames, weight, self.bias, stride=self.stride, padding=self.padding)
-        return out if residual is None else out.add_(residual)
+        return conv3d(window.frames, weight, self.bias, residual, stride=self.stride, padding=self.padding)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         if self in past and self._kernel_takes(x):

@@ -68,6 +68,14 @@ def test_encode_as_formula(weights, calls, poisoned_memory, frames: int, chunk: 
     assert relative_error(out, encode_ref(weights, x)) < SAME_MATHS_FP32
 
 
+def test_encode_of_a_clip_that_stands_still(weights, calls) -> None:
+    model, x = vae.from_tensors(weights), video(2, (3, 2))
+    whole = torch.cat((x, x[:, :, -1:].expand(-1, -1, 36, -1, -1)), 2)
+    out = model.encode(x, length=whole.shape[2])
+    assert calls["conv"] > 0
+    assert relative_error(out, encode_ref(weights, whole)) < SAME_MATHS_FP32
+
+
 def test_a_pass_of_single_frames(weights, calls) -> None:
     """Under a small budget the last level takes frame by frame, and the products of two must stay."""
     model, z = vae.from_tensors(weights), latents(4, (3, 2))
