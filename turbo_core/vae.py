@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,6 @@ LATENT_STD = (
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
-FRAMES_WALKED = 3  # latent frames: a clip's first is a pass of its own, and the next pass has several
 FLOAT_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -172,6 +172,29 @@ class WanVAE(nn.Module):
         return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget, still=still)
 
     @torch.no_grad()
+    def compile_ahead(
+        self,
+        direction: Literal["decode", "encode"],
+        *,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+    ) -> int:
+        """Compile the kernels of a decode or an encode of any size; see `kernels.compile_ahead`."""
+        if direction == "decode":
+            clip = torch.zeros(1, LATENT_CHANNELS, 3, 2, 2, device=self.device, dtype=self.dtype)
+        else:
+            sides = 2 * SIDE_STRIDE, 2 * SIDE_STRIDE
+            clip = torch.zeros(1, self.config.in_channels, 9, *sides, device=self.device, dtype=self.dtype)
+        run = self.decode if direction == "decode" else self.encode
+        return compile_ahead(
+            lambda: run(clip),
+            self.device,
+            gluon_probe="run_vae_probe",
+            progress=progress,
+            interrupted=interrupted,
+        )
+
+    @torch.no_grad()
     def decode(
         self,
         z_BCTHW: Tensor,
@@ -221,23 +244,6 @@ class WanVAE(nn.Module):
             receive=receive,
         )
         canvas.hand_on()
-
-    def compile_ahead(
-        self,
-        z_BCTHW: Tensor,
-        *,
-        memory_budget_bytes: int | None = None,
-        progress: Progress | None = None,
-        interrupted: Callable[[], None] | None = None,
-    ) -> int:
-        """Compile the kernels of a decode of this size, see ``kernels.compile_ahead``; walks its first frames."""
-        first = z_BCTHW[:1, :, :FRAMES_WALKED]
-        return compile_ahead(
-            lambda: self.decode(first, memory_budget_bytes=memory_budget_bytes),
-            self.device,
-            progress=progress,
-            interrupted=interrupted,
-        )
 
     def _decode(
         self,

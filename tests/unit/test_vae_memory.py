@@ -116,8 +116,8 @@ def test_a_larger_budget_never_plans_smaller_passes(model) -> None:
 def test_released_width_at_480p_and_720p() -> None:
     with torch.device("meta"):
         model = vae.WanVAE(vae.VAEConfig()).to(torch.bfloat16)
-    assert model.plan_decode((21, 60, 104), chunk=None, budget=None).working_bytes < 2.7 * 1024 * MiB
-    assert model.plan_encode((21, 60, 104), chunk=None, budget=None).working_bytes < 1.9 * 1024 * MiB
+    assert model.plan_decode((21, 60, 104), chunk=None, budget=None).working_bytes < 3.6 * 1024 * MiB
+    assert model.plan_encode((21, 60, 104), chunk=None, budget=None).working_bytes < 2.7 * 1024 * MiB
     for gib in (1, 2, 6):
         plan = model.plan_decode((21, 90, 160), chunk=None, budget=gib * 1024 * MiB)
         assert plan.working_bytes <= gib * 1024 * MiB
