@@ -17,8 +17,6 @@ log = logging.getLogger("turbowan")
 
 WHERE = "TurboVAEDecode"
 
-_compiled_for: set[tuple[object, ...]] = set()
-
 
 def decode(vae: VAE, latent: Tensor) -> Tensor:
     """Images [frames, H, W, 3] in 0…1, batches one after another, as VAEDecode gives them."""
@@ -37,7 +35,6 @@ def decode(vae: VAE, latent: Tensor) -> Tensor:
 def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
     extent = tuple(latent.shape[2:])
     decoder, budget = lend(vae, lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None))
-    _compile_ahead(decoder, latent, budget)
     size = (latent.shape[0], *wan_vae.video_size(*extent))
     with Frames(size, device=vae.output_device, source=decoder.device, finish=vae.process_output) as frames:
         decoder.decode_to(
@@ -48,13 +45,3 @@ def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
             interrupted=throw_if_interrupted,
         )
     return frames.images
-
-
-def _compile_ahead(decoder: wan_vae.WanVAE, latent: Tensor, budget: int) -> None:
-    """Once for each kind of decode in this process, as a network does it before its first step."""
-    kind = (decoder.device, decoder.dtype, decoder.config, latent.shape[2:])
-    if kind not in _compiled_for:
-        decoder.compile_ahead(
-            latent, memory_budget_bytes=budget, progress=progress_bar(), interrupted=throw_if_interrupted
-        )
-        _compiled_for.add(kind)

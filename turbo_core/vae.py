@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..kernels.compile_ahead import compile_ahead
 from .errors import CheckpointError, LatentError, UnsupportedModelError
 from .vae_layers import (
     AttentionBlock,
@@ -40,7 +39,6 @@ LATENT_STD = (
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
-FRAMES_WALKED = 3  # latent frames: a clip's first is a pass of its own, and the next pass has several
 FLOAT_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -221,23 +219,6 @@ class WanVAE(nn.Module):
             receive=receive,
         )
         canvas.hand_on()
-
-    def compile_ahead(
-        self,
-        z_BCTHW: Tensor,
-        *,
-        memory_budget_bytes: int | None = None,
-        progress: Progress | None = None,
-        interrupted: Callable[[], None] | None = None,
-    ) -> int:
-        """Compile the kernels of a decode of this size, see ``kernels.compile_ahead``; walks its first frames."""
-        first = z_BCTHW[:1, :, :FRAMES_WALKED]
-        return compile_ahead(
-            lambda: self.decode(first, memory_budget_bytes=memory_budget_bytes),
-            self.device,
-            progress=progress,
-            interrupted=interrupted,
-        )
 
     def _decode(
         self,

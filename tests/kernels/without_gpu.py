@@ -86,7 +86,7 @@ from turbowan.kernels import dispatch  # noqa: E402
 hopper = capability == 90
 gluon = hopper and triton.__version__.startswith("3.6.")  # elsewhere the probe on a GPU may refuse it
 dispatch.triton_refusal = lambda device, least=(8, 0): None if (capability // 10, capability % 10) >= least else "old"
-dispatch.gluon_refusal = lambda device: None if gluon else "not here"
+dispatch.gluon_refusal = lambda *_: None if gluon else "not here"
 dispatch.use_tma = lambda device: hopper
 
 from turbowan.benchmarks import synthetic  # noqa: E402
