@@ -8,6 +8,7 @@ Medians of CUDA events after warm-up; peak memory as torch allocates it. Rows di
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Mapping
@@ -16,7 +17,18 @@ from dataclasses import dataclass
 import torch
 
 from turbowan.benchmarks import synthetic
-from turbowan.kernels import block_int8, channel_int8, dispatch, norm, row_codes, sage, sla, text_attention
+from turbowan.kernels import (
+    block_int8,
+    channel_int8,
+    dispatch,
+    key_pass,
+    norm,
+    qk_norm,
+    routing,
+    row_codes,
+    sla,
+    text_attention,
+)
 from turbowan.turbo_core import rope
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.channelwise import to_row_codes
@@ -59,24 +71,14 @@ def check_kernels(device: torch.device) -> None:
     batch, length, heads, dim, wide = 2, 1057, 2, 256, 384
     half = {"device": device, "dtype": torch.bfloat16, "generator": generator}
     x = torch.randn(batch, length, dim, **half)
-    q, k, v = (torch.randn(batch, length, heads, 128, **half) for _ in range(3))
+    v = torch.randn(batch, length, heads, 128, **half)
     w = block_int8.quantize_weight(torch.randn(wide, dim, device=device, generator=generator) / dim**0.5)
     errors = {}
     for rows in (1, 128):
         a = block_int8.quantize_activations_ref(x, rows)
         y = block_int8.linear(block_int8.quantize_activations(x, rows), w, None, gelu=True, like=x)
         errors[f"linear rows={rows}"] = relative_error(y, block_int8.linear_ref(a, w, None, True, torch.float32))
-    weight, bias = torch.randn(128, 128, **half) / 11, torch.randn(128, **half)
-    pooled = sla.mean_pool_ref(k, sla.BLOCK_K)
-    mean = sla.key_mean(pooled, length)
-    blocks = sla.route(sla.mean_pool_ref(q, sla.BLOCK_Q), pooled, mean, 3)
-    branch = sla.linear_branch_ref(k, v, weight, bias)
-    ref = sla.add_branch(sla.sparse_attention_ref(q.float(), k.float(), v.float(), blocks), q, branch)
-    errors["sla"] = relative_error(
-        sla.sparse_linear_attention(q, k, v, blocks, sla.linear_branch(k, v, weight, bias)), ref
-    )
-    ref = sage.sage_attention_ref(q.float(), k.float(), v.float(), mean, blocks, branch)
-    errors["sagesla"] = relative_error(sage.sage_sparse_linear_attention(q, k, v, mean, blocks, branch), ref)
+    errors |= attention_errors(x, v, generator)
     gate = torch.randn(batch, dim, device=device, generator=generator)
     errors["layer_norm"] = relative_error(
         norm.layer_norm(x, gate, gate, 1e-6), norm.layer_norm_ref(x.float(), gate, gate, 1e-6)
@@ -92,11 +94,11 @@ def check_kernels(device: torch.device) -> None:
     hidden = block_int8.linear_quantized(block_int8.quantize_activations(x), w, None, gelu=True, like=x)
     ref = block_int8.linear_ref(block_int8.quantize_activations_ref(x), w, None, True, torch.float32)
     errors["linear int8 out"] = relative_error(hidden.dequantize(torch.float32), ref)
-    text = k[:, :512].clone()
+    text = v[:, :512].clone()
     text[:, 100:] = text[:, 99:100]
     repeats = text_attention.trailing_repeats(text.flatten(2))
-    codes = text_attention.text_attention_quantized(q, text, text, 1e-6, repeats=repeats).dequantize(torch.float32)
-    ref = text_attention.text_attention_ref(q.float(), text.float(), text.float(), 1e-6).flatten(2)
+    codes = text_attention.text_attention_quantized(v, text, text, 1e-6, repeats=repeats).dequantize(torch.float32)
+    ref = text_attention.text_attention_ref(v.float(), text.float(), text.float(), 1e-6).flatten(2)
     errors["text attention"] = relative_error(codes.view(ref.shape), ref)
     errors |= check_row_codes(x, w.dequantize(torch.float32), gate)
     for name, error in errors.items():
@@ -116,6 +118,28 @@ def check_row_codes(x: torch.Tensor, w: torch.Tensor, gate: torch.Tensor) -> dic
         "layer_norm rows": relative_error(codes, norm.layer_norm_ref(x.float(), gate, gate, 1e-6)),
         "gelu rows": relative_error(hidden, torch.nn.functional.gelu(x.float(), approximate="tanh")),
     }
+
+
+def attention_errors(x: torch.Tensor, v: torch.Tensor, generator: torch.Generator) -> dict[str, float]:
+    """Every kernel of self-attention against the references in fp32: x [B, L, C] makes queries and keys."""
+    (_, length, heads, dim), device = v.shape, v.device
+    table = rope.rotation((length, 1, 1), dim, device)
+    weight, bias = (torch.randn(*shape, device=device, generator=generator) / 11 for shape in ((dim, dim), (dim,)))
+    norm_weight = 1 + 0.2 * torch.randn(heads * dim, device=device, generator=generator)
+    errors = {}
+    for mode, int8 in (("sla", False), ("sagesla", True)):
+        q = qk_norm.qk_norm(x, norm_weight, 1e-6, table, heads, routing.BLOCK_Q, int8)
+        k = qk_norm.qk_norm(x.flip(1), norm_weight, 1e-6, table, heads, routing.BLOCK_K)
+        ref = qk_norm.qk_norm_ref(x.float(), norm_weight, 1e-6, table, heads, routing.BLOCK_Q)
+        errors[f"{mode} norm"] = relative_error(q.x, ref.x)
+        inputs = sla.prepare(q, k, v, weight, bias, 0.2)
+        keys = key_pass.key_pass_ref(k.x, v, inputs.keys.ball.centre, weight, bias, int8)
+        exact = dataclasses.replace(inputs, q=q.x.float(), k=k.x.float(), v=v.float(), keys=keys)
+        expected = sla.attend_ref(exact)
+        errors[mode] = relative_error(sla.attend(inputs), expected)
+        codes = sla.attend_quantized(inputs).dequantize(torch.float32)
+        errors[f"{mode} int8 out"] = relative_error(codes.view(expected.shape), expected)
+    return errors
 
 
 def build(config: WanConfig, row: Row, tensors: Mapping[str, torch.Tensor]) -> TurboWan:

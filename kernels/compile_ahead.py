@@ -39,6 +39,7 @@ def compile_ahead(
     walk: Callable[[], object],
     device: torch.device,
     *,
+    gluon_probe: str = "run_probe",
     progress: Progress | None = None,
     interrupted: Callable[[], None] | None = None,
 ) -> int:
@@ -46,6 +47,7 @@ def compile_ahead(
 
     Args:
         walk: a computation on real inputs, whose result is thrown away.
+        gluon_probe: what tries its Gluon kernels (`dispatch.gluon_refusal`).
         interrupted: called often; raises to cancel. What has begun is waited for, a second or two.
     """
     if triton_refusal(device) is not None:
@@ -57,7 +59,7 @@ def compile_ahead(
             "Triton %s compiles each kernel at its first use; a newer one compiles in parallel", triton.__version__
         )
         return 0
-    gluon_refusal(device)  # decided once by a probe, which must really launch
+    gluon_refusal(device, gluon_probe)  # decided once by a probe, which must really launch
     with torch.cuda.device(device), _pool(device) as pool:
         executor = _Loading(pool)
         with triton.AsyncCompileMode(executor, ignore_errors=True):  # an error is raised by the launch that needs it
@@ -134,11 +136,7 @@ def _launching_nothing() -> Iterator[None]:
         JITFunction.run = launch
 
 
-UNFILLED = {
-    torch.empty: torch.zeros,
-    torch.empty_like: torch.zeros_like,
-    torch.Tensor.new_empty: torch.Tensor.new_zeros,
-}
+UNFILLED = (torch.empty, torch.empty_like, torch.Tensor.new_empty)
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -149,4 +147,5 @@ class _Zeros(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         plain = all(type(arg) in PLAIN_TYPES for arg in args[:1] if isinstance(arg, torch.Tensor))
-        return (UNFILLED.get(func, func) if plain else func)(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        return out.zero_() if plain and func in UNFILLED else out

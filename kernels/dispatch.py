@@ -32,21 +32,29 @@ class Kernel:
         name: for logs and errors.
         dtypes: dtypes of its first tensor argument.
         min_capability: lowest CUDA compute capability, (major, minor).
+        gluon_probe: for a Gluon kernel, the function of `probe_gluon` that must succeed first.
         last_dim_multiple: the first argument's last dimension must be a multiple of this.
+        contiguous: whether the first argument must be contiguous as it is, because a copy would cost the gain.
     """
 
     name: str
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     min_capability: tuple[int, int] = (8, 0)
+    gluon_probe: str | None = None
     last_dim_multiple: int = 1
+    contiguous: bool = False
 
     def refusal(self, x: Tensor) -> str | None:
         """The reason why this kernel cannot take `x`, or None if it can."""
         reason = triton_refusal(x.device, self.min_capability)
+        if reason is None and self.gluon_probe is not None:
+            reason = gluon_refusal(x.device, self.gluon_probe)
         if reason is None and x.dtype not in self.dtypes:
             reason = f"{x.dtype} is none of {', '.join(str(d) for d in self.dtypes)}"
         if reason is None and x.shape[-1] % self.last_dim_multiple:
             reason = f"last dimension {x.shape[-1]} is not a multiple of {self.last_dim_multiple}"
+        if reason is None and self.contiguous and not x.is_contiguous():
+            reason = "the tensor is not contiguous"
         return reason
 
     def accepts(self, x: Tensor) -> bool:
@@ -90,26 +98,30 @@ def use_tma(device: torch.device) -> bool:
     return has_descriptors and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-def gluon_refusal(device: torch.device) -> str | None:
-    """Why the Gluon kernels for Hopper cannot run on `device`, or None if they can; plain Triton serves then."""
+def gluon_refusal(device: torch.device, probe: str = "run_probe") -> str | None:
+    """Why the Gluon kernels for Hopper cannot run on `device`, or None if they can; others serve then.
+
+    `probe` names the function of `probe_gluon` that tries the kernels in question.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return "the device is not a Hopper GPU"
     reason = triton_refusal(device)
-    return reason or _gluon_install_refusal(device.index if device.index is not None else torch.cuda.current_device())
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return reason or _gluon_install_refusal(index, probe)
 
 
 @functools.cache
-def _gluon_install_refusal(device_index: int) -> str | None:
-    """Gluon is experimental and may change with any Triton: its GEMM must reproduce a known product first."""
+def _gluon_install_refusal(device_index: int, probe: str) -> str | None:
+    """Gluon is experimental and may change with any Triton: its kernels must reproduce a known result first."""
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < MIN_GLUON_TRITON:
         return f"Triton {triton.__version__} is older than {MIN_GLUON_TRITON[0]}.{MIN_GLUON_TRITON[1]}"
     try:
-        from .probe_gluon import run_probe
+        from . import probe_gluon
 
-        run_probe(torch.device("cuda", device_index))
+        getattr(probe_gluon, probe)(torch.device("cuda", device_index))
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the probe meets becomes the stated reason

@@ -34,7 +34,7 @@ def decode(vae: VAE, latent: Tensor) -> Tensor:
 
 def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
     extent = tuple(latent.shape[2:])
-    decoder, budget = lend(vae, lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None))
+    decoder, budget = lend(vae, "decode", lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None))
     size = (latent.shape[0], *wan_vae.video_size(*extent))
     with Frames(size, device=vae.output_device, source=decoder.device, finish=vae.process_output) as frames:
         decoder.decode_to(

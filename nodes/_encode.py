@@ -29,7 +29,9 @@ def encode_still(vae: VAE, frames_THWC: Tensor, length: int, where: str) -> Tens
 def _encode_wan(vae: VAE, frames_THWC: Tensor, length: int) -> Tensor:
     given, height, width, _ = frames_THWC.shape
     size = latent_size(length, height, width)
-    encoder, budget = lend(vae, lambda shapes: shapes.plan_encode(size, chunk=None, budget=None, still=length > given))
+    encoder, budget = lend(
+        vae, "encode", lambda shapes: shapes.plan_encode(size, chunk=None, budget=None, still=length > given)
+    )
     latent = encoder.encode(
         vae.process_input(frames_THWC.movedim(-1, 0)[None]),
         length=length,

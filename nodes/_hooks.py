@@ -83,10 +83,17 @@ class ComfyHooks(Hooks):
     def replaces_dense_attention(self) -> bool:
         return "optimized_attention_override" in self.options
 
-    def self_attention(self, out: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        for patch in self._patches("attn1_patch"):
-            out = patch({"x": out, "q": q, "k": k, "transformer_options": self.options})
-        return out
+    def self_attention_patch(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        patches = self._patches("attn1_patch")
+        if not patches:
+            return None
+
+        def apply(out: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            for patch in patches:
+                out = patch({"x": out, "q": q, "k": k, "transformer_options": self.options})
+            return out
+
+        return apply
 
     def cross_attention(self, x: Tensor) -> Tensor:
         for patch in self._patches("attn2_patch"):

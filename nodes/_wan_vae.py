@@ -7,16 +7,21 @@ from typing import Literal
 
 import comfy.ldm.wan.vae
 import comfy.model_management
+import torch
 from comfy.sd import VAE
 
 from ..turbo_core import vae as wan_vae
 from ..turbo_core.vae_plan import Plan
+from ._operations import progress_bar, throw_if_interrupted
 
 RGB = 3
+Direction = Literal["encode", "decode"]
 BUDGET_SHARE = 0.65  # of the free memory: convolutions need workspace that no plan counts
 
+_compiled_for: set[tuple[Direction, torch.device, torch.dtype, wan_vae.VAEConfig]] = set()
 
-def refusal(vae: VAE, direction: Literal["encode", "decode"]) -> str | None:
+
+def refusal(vae: VAE, direction: Direction) -> str | None:
     """Why our code cannot stand in for the VAE's own, or None."""
     model = vae.first_stage_model
     if not isinstance(model, comfy.ldm.wan.vae.WanVAE):
@@ -27,15 +32,20 @@ def refusal(vae: VAE, direction: Literal["encode", "decode"]) -> str | None:
     return None
 
 
-def lend(vae: VAE, plan: Callable[[wan_vae.WanVAE], Plan]) -> tuple[wan_vae.WanVAE, int]:
+def lend(vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan]) -> tuple[wan_vae.WanVAE, int]:
     """Our VAE over the weights of a VAE without refusal, and the bytes its passes may take on the device.
 
-    The host first makes room for the plan, which is made from the weights' shapes.
+    The host first makes room for the plan, which is made from the weights' shapes. What the direction needs of kernels
+    is compiled the first time, with progress.
     """
     vae.throw_exception_if_invalid()
-    shapes = wan_vae.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
-    needed = plan(shapes).working_bytes + comfy.model_management.module_size(vae.first_stage_model)
+    ours = wan_vae.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
+    needed = plan(ours).working_bytes + comfy.model_management.module_size(vae.first_stage_model)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
     # Weights that the host has put on the device are shared; what it streams is copied for the length of the call.
-    lent = wan_vae.from_tensors(vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
-    return lent, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))
+    wan_vae.fill(ours, vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
+    kind = (direction, ours.device, ours.dtype, ours.config)
+    if kind not in _compiled_for:
+        ours.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)
+        _compiled_for.add(kind)
+    return ours, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))

@@ -156,7 +156,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         name="bench",
-        summary="time kernels, steps, VAE and prompts on this GPU, beside their peers",
+        summary="time this GPU, beside its peers",
         add_arguments=_bench_arguments,
         run=_bench,
     ),

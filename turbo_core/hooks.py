@@ -54,9 +54,12 @@ class Hooks:
         """Whether `dense_attention` must be called; where not, a kernel may compute the same together with more."""
         return type(self).dense_attention is not Hooks.dense_attention
 
-    def self_attention(self, out: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Change self-attention's output [B, L, C] before its output projection; q, k [B, L, H, D]."""
-        return out
+    def self_attention_patch(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """What changes self-attention's output before its output projection, or None, so that it may stay int8 codes.
+
+        The patch takes the output [B, L, C] and q, k [B, L, H, D], and returns an output.
+        """
+        return None
 
     def cross_attention(self, x: Tensor) -> Tensor:
         """Change the tokens [B, L, C] after the cross-attention residual."""

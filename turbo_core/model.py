@@ -27,9 +27,17 @@ from ..kernels.norm import (
     layer_norm_rows,
     rms_norm_rope,
 )
+from ..kernels.qk_norm import qk_norm
+from ..kernels.routing import BLOCK_K, BLOCK_Q
 from ..kernels.sageattention import sage_dense_attention
+from ..kernels.sla import SPARSE
 from ..kernels.text_attention import TEXT_ATTENTION, norm_keys, text_attention, text_attention_quantized
-from .attention import AttentionSettings, sparse_linear_attention
+from .attention import (
+    SPARSE_MODES,
+    AttentionSettings,
+    sparse_linear_attention,
+    sparse_linear_attention_quantized,
+)
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
@@ -278,18 +286,31 @@ class SelfAttention(_Attention):
         residual: GatedResidual,
     ) -> Tensor:
         """The tokens after attention: `residual.x` plus this layer's gated output."""
+        attend = self._sparse if attention.mode in SPARSE_MODES else self._dense
+        return self.o(attend(x, inputs, attention, hooks), residual=residual)
+
+    def _dense(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Activation:
         q = self._split(_rms_norm(self.norm_q, self.q(x), inputs))
         k = self._split(_rms_norm(self.norm_k, self.k(x), inputs))
         v = self._split(self.v(x))
         hooks.interrupted()
-        if attention.mode == "dense":
-            out = hooks.dense_attention(q, k, v)
-        elif attention.mode == "sageattention":
-            out = sage_dense_attention(q, k, v)
-        else:
-            with self.proj_l.lend(q) as proj:
-                out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)
-        return self.o(hooks.self_attention(out.flatten(2), q, k), residual=residual)
+        kernel = sage_dense_attention if attention.mode == "sageattention" else hooks.dense_attention
+        return _patched(kernel(q, k, v), q, k, hooks)
+
+    def _sparse(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Activation:
+        with self.norm_q.lend(x.like) as lent:
+            int8 = attention.mode == "sagesla"
+            q = qk_norm(self.q(x), lent.weight, self.norm_q.eps, inputs.rotation, self.heads, BLOCK_Q, int8)
+        with self.norm_k.lend(x.like) as lent:
+            k = qk_norm(self.k(x), lent.weight, self.norm_k.eps, inputs.rotation, self.heads, BLOCK_K)
+        v = self._split(self.v(x))
+        hooks.interrupted()
+        with self.proj_l.lend(v) as proj:
+            if self.o.takes == BLOCK_CODES and hooks.self_attention_patch() is None and SPARSE.accepts(v):
+                codes = sparse_linear_attention_quantized(q, k, v, proj.weight, proj.bias, attention)
+                return Activation.of_codes(codes, x.like)
+            out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)
+        return _patched(out, q.x, k.x, hooks)
 
 
 class CrossAttention(_Attention):
@@ -341,6 +362,12 @@ def sinusoid(position: Tensor, dim: int) -> Tensor:
 def _rms_norm(norm: RMSNorm, x: Tensor, rotated_for: BlockInputs | None = None) -> Tensor:
     with norm.lend(x) as lent:
         return rms_norm_rope(x, lent.weight, norm.eps, rotated_for.rotation if rotated_for else None)
+
+
+def _patched(out: Tensor, q: Tensor, k: Tensor, hooks: Hooks) -> Activation:
+    """Self-attention's output [B, L, H, D], changed where a hook wants it, for the projection that follows."""
+    patch = hooks.self_attention_patch()
+    return Activation(out.flatten(2) if patch is None else patch(out.flatten(2), q, k))
 
 
 def _normed(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: tuple[Linear, ...]) -> Activation:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.compile_ahead import compile_ahead
 from .errors import CheckpointError, LatentError, UnsupportedModelError
 from .vae_layers import (
     AttentionBlock,
@@ -170,6 +172,29 @@ class WanVAE(nn.Module):
         return make_plan(levels, size=size, itemsize=self.dtype.itemsize, chunk=chunk, budget=budget, still=still)
 
     @torch.no_grad()
+    def compile_ahead(
+        self,
+        direction: Literal["decode", "encode"],
+        *,
+        progress: Progress | None = None,
+        interrupted: Callable[[], None] | None = None,
+    ) -> int:
+        """Compile the kernels of a decode or an encode of any size; see `kernels.compile_ahead`."""
+        if direction == "decode":
+            clip = torch.zeros(1, LATENT_CHANNELS, 3, 2, 2, device=self.device, dtype=self.dtype)
+        else:
+            sides = 2 * SIDE_STRIDE, 2 * SIDE_STRIDE
+            clip = torch.zeros(1, self.config.in_channels, 9, *sides, device=self.device, dtype=self.dtype)
+        run = self.decode if direction == "decode" else self.encode
+        return compile_ahead(
+            lambda: run(clip),
+            self.device,
+            gluon_probe="run_vae_probe",
+            progress=progress,
+            interrupted=interrupted,
+        )
+
+    @torch.no_grad()
     def decode(
         self,
         z_BCTHW: Tensor,
@@ -293,14 +318,25 @@ def from_tensors(
 
     ``device`` and ``dtype`` convert what lies elsewhere or in another type; only those tensors are copied.
     """
-    vae = shaped_like(tensors)
+    return fill(shaped_like(tensors), tensors, assign=assign, device=device, dtype=dtype)
+
+
+def fill(
+    vae: WanVAE,
+    tensors: Mapping[str, Tensor],
+    *,
+    assign: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> WanVAE:
+    """``vae`` over ``tensors``, of which ``shaped_like`` made it; options as in ``from_tensors``."""
     _check_names(vae.state_dict(), tensors)
     converted = {
         name: tensor.detach().to(device=device, dtype=dtype, copy=not assign) for name, tensor in tensors.items()
     }
     _check_values(converted)
     vae.load_state_dict(converted, assign=True)
-    return vae.requires_grad_(False).eval()
+    return vae
 
 
 def shaped_like(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> WanVAE:
@@ -322,7 +358,8 @@ def shaped_like(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None)
             f"{error}; use wan_2.1_vae.safetensors"
         ) from error
     with torch.device("meta"):
-        return WanVAE(config).to(dtype)
+        vae = WanVAE(config).eval()
+    return vae if dtype is None else vae.to(dtype)
 
 
 def _check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -354,11 +391,12 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             f"VAE: weights must be bf16, fp16 or fp32, got {', '.join(sorted(map(str, types)))}; "
             f"use an unquantized wan_2.1_vae.safetensors"
         )
-    finite: defaultdict[torch.device, list[Tensor]] = defaultdict(list)  # a host may spread them
+    # One wait for the GPU per kind of vector; a host may spread them over devices.
+    vectors: defaultdict[tuple[torch.device, int], list[Tensor]] = defaultdict(list)
     for name, tensor in tensors.items():
         if name.endswith((".bias", ".gamma")):
-            finite[tensor.device].append(tensor.isfinite().all())
-    if not all(bool(torch.stack(flags).all()) for flags in finite.values()):  # one wait per device, not per vector
+            vectors[tensor.device, tensor.ndim].append(tensor)
+    if not all(bool(torch.cat(group).isfinite().all()) for group in vectors.values()):
         raise CheckpointError("VAE: norms and biases must be finite, got NaN or infinity; download the file again")
 
 

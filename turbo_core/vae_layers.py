@@ -6,18 +6,23 @@ treats it apart: it is neither doubled nor halved in time, and nothing but zeros
 
 A layer also says what it needs, in elements per position of its input: ``work(frames)`` for the most that is
 live at once while ``frames`` frames pass (its input and output included), ``tail()`` for what ``past`` keeps.
+``packed()`` of a layer with a kernel of its own are the elements of its weight that ``past`` holds again, reordered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_FLOOR = 1e-12  # the least length a vector is divided by
+from ..kernels import vae_conv, vae_head, vae_upsample
+from ..kernels.vae_bias import add_bias
+from ..kernels.vae_norm import channel_norm
+
 NORM_WORK = 2  # an fp32 length per position, in 16-bit elements
 TIME = 2  # the dimension of frames in [B, C, T, H, W]
 
@@ -29,6 +34,7 @@ class Past:
         self.memory_format = memory_format
         self._wanted = wanted
         self._frames: dict[nn.Module, Tensor] = {}
+        self._packed: dict[nn.Module, Tensor] = {}
 
     def __contains__(self, layer: nn.Module) -> bool:
         return layer in self._frames
@@ -36,16 +42,29 @@ class Past:
     def __getitem__(self, layer: nn.Module) -> Tensor:
         return self._frames[layer]
 
+    def get(self, layer: nn.Module) -> Tensor | None:
+        return self._frames.get(layer)
+
     def keep(self, layer: nn.Module, x: Tensor, count: int) -> None:
         """Copy the last ``count`` frames of ``x``, with zeros before them where the clip has only begun."""
         if not self._wanted:
             return
         if layer not in self._frames:
-            frames = self.empty_like(x, frames=count)
-            frames[:, :, : max(0, count - x.shape[TIME])] = 0
-            self._frames[layer] = frames
-        have = min(count, x.shape[TIME])
-        self._frames[layer][:, :, count - have :] = x[:, :, x.shape[TIME] - have :]
+            self._frames[layer] = self.empty_like(x, frames=count).zero_()
+        frames, have = self._frames[layer], min(count, x.shape[TIME])
+        if have < count:
+            frames[:, :, : count - have] = frames[:, :, have:]  # of two at most, so that they do not overlap
+        frames[:, :, count - have :] = x[:, :, x.shape[TIME] - have :]
+
+    def replace(self, layer: nn.Module, frames: Tensor) -> None:
+        """Remember ``frames`` themselves instead of what was remembered."""
+        self._frames[layer] = frames
+
+    def packed(self, layer: Conv | CausalConv3d, pack: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """The layer's weight as a kernel reads it, in the type of ``like``; packed once a clip."""
+        if layer not in self._packed:
+            self._packed[layer] = pack(layer.weight.to(like.dtype))
+        return self._packed[layer]
 
     def empty_like(
         self, x: Tensor, *, channels: int | None = None, frames: int | None = None, scale: int = 1
@@ -54,22 +73,6 @@ class Past:
         batch, own_channels, own_frames, height, width = x.shape
         shape = (batch, channels or own_channels, frames or own_frames, height * scale, width * scale)
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=self.memory_format)
-
-
-def rms_norm_silu(x: Tensor, gamma: Tensor, *, out: Tensor) -> None:
-    """out = silu(x / max(|x|, 1e-12) · √C · gamma), |x| over the channels in fp32 or better.
-
-    ``out`` has x's type. On a GPU each pass computes in fp32 and rounds as it stores: no fp32 copy is made.
-    """
-    _rms_norm(x, gamma, out=out)
-    F.silu(out, inplace=True)
-
-
-def _rms_norm(x: Tensor, gamma: Tensor, *, out: Tensor) -> None:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).clamp_(min=NORM_FLOOR)
-    torch.mul(x, length.reciprocal_().mul_(x.shape[1] ** 0.5), out=out)
-    torch.mul(out, gamma.to(wide).view(1, -1, *[1] * (x.ndim - 2)), out=out)
 
 
 @cache
@@ -82,18 +85,27 @@ def conv3d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None = None,
     *,
     stride: Sequence[int] = (1, 1, 1),
     padding: Sequence[int] = (0, 0, 0),
 ) -> Tensor:
-    """``F.conv3d`` with the weights in x's type, through cuDNN wherever that can run."""
+    """``F.conv3d`` plus ``residual``, with the weights in x's type, through cuDNN wherever that can run."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and _torch_avoids_cudnn():
+    half = x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+    if not half:
+        out = F.conv3d(x, weight, bias, stride, padding)
+        return out if residual is None else out.add_(residual)
+    if x.shape[1] % 8:  # cuDNN leaves the tensor cores aside for fewer channels
+        x, weight = (F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, -x.shape[1] % 8)) for tensor in (x, weight))
+    if _torch_avoids_cudnn():
         out = torch.cudnn_convolution(
             x, weight, padding, stride, (1, 1, 1), 1, benchmark=False, deterministic=False, allow_tf32=True
         )
-        return out.add_(bias.view(1, -1, 1, 1, 1))
-    return F.conv3d(x, weight, bias, stride, padding)
+    else:
+        out = F.conv3d(x, weight, None, stride, padding)
+    add_bias(out, bias, residual)
+    return out
 
 
 class RMSNorm(nn.Module):
@@ -123,6 +135,18 @@ class Conv(nn.Module):
         return conv3d(x, weight, self.bias, stride=self.stride, padding=self.padding)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What a causal convolution reads."""
+
+    room: tuple[Tensor, ...]
+    """Memory for the image of its input, frames one after the other."""
+    frames: Tensor
+    """``room`` with the remembered frames before it, where those are not read where they are."""
+    behind: Tensor | None = None
+    """The remembered frames where they are."""
+
+
 class CausalConv3d(nn.Module):
     """A convolution over (T, H, W) that sees ``history`` frames behind its input and none ahead."""
 
@@ -142,28 +166,52 @@ class CausalConv3d(nn.Module):
     def c_out(self) -> int:
         return self.weight.shape[0]
 
-    def open(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor]:
-        """(window, room): the remembered frames with room behind them for the image of ``x``.
+    def open(self, x: Tensor, past: Past) -> Window:
+        """Memory for the image of ``x``, behind the remembered frames.
 
-        At a clip's start there is only room: the zeros before it would add nothing.
+        At a clip's start there is only room, since the zeros before it would add nothing. Our kernel reads the
+        remembered frames where they are, and those to remember lie apart from the others.
         """
         if self not in past:
-            window = past.empty_like(x)
-            return window, window
-        window = past.empty_like(x, frames=self.history + x.shape[TIME])
-        window[:, :, : self.history] = past[self]
-        return window, window[:, :, self.history :]
+            room = past.empty_like(x)
+            return Window(room=(room,), frames=room)
+        if self._kernel_takes(x):
+            last = past.empty_like(x, frames=self.history)
+            others = x.shape[TIME] - self.history
+            first = (past.empty_like(x, frames=others),) if others else ()
+            return Window(room=(*first, last), frames=last, behind=past[self])
+        frames = past.empty_like(x, frames=self.history + x.shape[TIME])
+        frames[:, :, : self.history] = past[self]
+        return Window(room=(frames[:, :, self.history :],), frames=frames)
 
-    def close(self, window: Tensor, past: Past) -> Tensor:
-        """Convolve a filled window and remember its end."""
-        past.keep(self, window, self.history)
-        weight = self.weight[:, :, -window.shape[TIME] :]
-        return conv3d(window, weight, self.bias, stride=self.stride, padding=self.padding)
+    def close(self, window: Window, past: Past, residual: Tensor | None = None) -> Tensor:
+        """Convolve a filled window, add the residual and remember the window's end."""
+        if window.behind is not None:
+            past.replace(self, window.frames)
+            return self._convolve(window.room, window.behind, past, residual)
+        past.keep(self, window.frames, self.history)
+        weight = self.weight[:, :, -window.frames.shape[TIME] :]
+        return conv3d(window.frames, weight, self.bias, residual, stride=self.stride, padding=self.padding)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        window, room = self.open(x, past)
-        room.copy_(x)
+        if self in past and self._kernel_takes(x):
+            out = self._convolve((x,), past[self], past, None)
+            past.keep(self, x, self.history)  # only now: it overwrites what the kernel read
+            return out
+        window = self.open(x, past)
+        window.room[0].copy_(x)
         return self.close(window, past)
+
+    def _convolve(self, pieces: Sequence[Tensor], behind: Tensor, past: Past, residual: Tensor | None) -> Tensor:
+        packed = past.packed(self, vae_conv.pack_weight, behind)
+        return vae_conv.causal_conv(pieces, behind, packed, self.bias, residual, self.weight.shape[-1])
+
+    @property
+    def _packs(self) -> bool:
+        return self.stride[0] == 1 and vae_conv.packs(self.weight)
+
+    def _kernel_takes(self, x: Tensor) -> bool:
+        return self._packs and vae_conv.kernel_takes(x)
 
     def work(self, frames: int) -> int:
         return self.c_in * (2 * frames + self.history) + self.c_out * frames
@@ -171,10 +219,14 @@ class CausalConv3d(nn.Module):
     def tail(self) -> int:
         return self.c_in * self.history
 
+    def packed(self) -> int:
+        return vae_conv.packed_elements(self.weight) if self._packs else 0
 
-def _normed_window(norm: RMSNorm, conv: CausalConv3d, x: Tensor, past: Past) -> Tensor:
-    window, room = conv.open(x, past)
-    rms_norm_silu(x, norm.gamma, out=room)
+
+def _normed_window(norm: RMSNorm, conv: CausalConv3d, x: Tensor, past: Past) -> Window:
+    window = conv.open(x, past)
+    for room, part in zip(window.room, x.split([room.shape[TIME] for room in window.room], TIME), strict=True):
+        channel_norm(part, norm.gamma, silu=True, out=room)
     return window
 
 
@@ -185,13 +237,22 @@ class Head(nn.ModuleDict):
         super().__init__({"0": RMSNorm(c_in), "2": CausalConv3d(c_in, c_out)})
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        return self["2"].close(_normed_window(self["0"], self["2"], x, past), past)
+        norm, conv = self["0"], self["2"]
+        if not vae_head.kernel_takes(x, conv.weight):
+            return conv.close(_normed_window(norm, conv, x, past), past)
+        products = vae_head.tap_products(x, norm.gamma, conv.weight)
+        out = vae_head.sum_taps(products, past.get(conv), conv.bias.to(x.dtype), x.shape[-2])
+        past.keep(conv, products, conv.history)
+        return out
 
     def work(self, frames: int) -> int:
         return self["2"].work(frames) + NORM_WORK * frames
 
     def tail(self) -> int:
-        return self["2"].tail()
+        """Of the input, or the kernel's products of all taps."""
+        conv = self["2"]
+        products = vae_head.TAPS * conv.c_out if vae_head.fits(conv.weight) else 0
+        return conv.history * max(conv.c_in, products)
 
 
 class ResidualBlock(nn.Module):
@@ -210,17 +271,16 @@ class ResidualBlock(nn.Module):
         self.shortcut = Conv(c_in, c_out, (1, 1, 1)) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        out = x
-        for norm, conv in (("0", "2"), ("3", "6")):
-            window = _normed_window(self.residual[norm], self.residual[conv], out, past)
-            del out
-            out = self.residual[conv].close(window, past)
-            del window
-        return out.add_(self.shortcut(x))
+        first, second = self.residual["2"], self.residual["6"]
+        hidden = first.close(_normed_window(self.residual["0"], first, x, past), past)
+        window = _normed_window(self.residual["3"], second, hidden, past)
+        del hidden
+        return second.close(window, past, residual=self.shortcut(x))
 
     def work(self, frames: int) -> int:
         first, second = self.residual["2"], self.residual["6"]
-        wide = max(2 * first.c_in + first.c_out, first.c_in + 2 * first.c_out)
+        c_in, c_out = first.c_in, first.c_out
+        wide = max(2 * c_in + c_out, c_in + (2 if c_in == c_out else 3) * c_out)
         return (wide + NORM_WORK) * frames + max(first.tail(), second.tail())
 
     def tail(self) -> int:
@@ -239,7 +299,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor, past: Past) -> Tensor:
         batch, channels, frames, height, width = x.shape
         normed = torch.empty_like(x)
-        _rms_norm(x, self.norm.gamma, out=normed)
+        channel_norm(x, self.norm.gamma, silu=False, out=normed)
         tokens = normed.permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels)
         del normed
         q, k, v = self._linear(tokens, self.to_qkv).chunk(3, dim=-1)
@@ -269,20 +329,31 @@ class Upsample(nn.Module):
             self.time_conv = CausalConv3d(channels, 2 * channels, side=1)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        return self.resample["1"](self._enlarge(x, past))
+        conv = self.resample["1"]
+        frames, copies = self._double_frames(x, past)
+        if vae_upsample.packs(conv.weight) and vae_upsample.kernel_takes(frames):
+            packed = past.packed(conv, vae_upsample.pack_weight, frames)
+            return vae_upsample.upsample_conv(frames, packed, conv.bias, copies)
+        doubled = self._double_sides(frames, copies, past)
+        del frames
+        return conv(doubled)
 
-    def _enlarge(self, x: Tensor, past: Past) -> Tensor:
-        doubled = self.temporal and self.time_conv in past
-        if self.temporal and not doubled:
-            # The first frame stays single, and the convolution sees zeros where it was.
-            past.keep(self.time_conv, torch.zeros_like(x), self.time_conv.history)
-        copies = 2 if doubled else 1
-        source = self.time_conv(x, past) if doubled else x
-        out = past.empty_like(x, frames=copies * x.shape[TIME], scale=2)
-        # [B, 2·C, T, H, W] -> [B, C, T, 2, H, 1, W, 1], spread over [B, C, T, 2, H, 2, W, 2]
-        frames = source.unflatten(1, (copies, self.channels)).permute(0, 2, 3, 1, 4, 5)[..., None, :, None]
+    def _double_frames(self, x: Tensor, past: Past) -> tuple[Tensor, int]:
+        """(frames, copies): [B, copies·C, T, H, W], the frames made of one behind each other in the channels."""
+        if not self.temporal:
+            return x, 1
+        if self.time_conv in past:
+            return self.time_conv(x, past), 2
+        # The first frame stays single, and the convolution sees zeros where it was.
+        past.keep(self.time_conv, torch.zeros_like(x), self.time_conv.history)
+        return x, 1
+
+    def _double_sides(self, frames: Tensor, copies: int, past: Past) -> Tensor:
+        out = past.empty_like(frames, channels=self.channels, frames=copies * frames.shape[TIME], scale=2)
+        # [B, copies·C, T, H, W] -> [B, C, T, copies, H, 1, W, 1], spread over [B, C, T, copies, H, 2, W, 2]
+        spread = frames.unflatten(1, (copies, self.channels)).permute(0, 2, 3, 1, 4, 5)[..., None, :, None]
         room = out.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, copies))
-        room.copy_(frames)
+        room.copy_(spread)
         return out
 
     def work(self, frames: int) -> int:
@@ -290,6 +361,10 @@ class Upsample(nn.Module):
 
     def tail(self) -> int:
         return self.time_conv.tail() if self.temporal else 0
+
+    def packed(self) -> int:
+        weight = self.resample["1"].weight
+        return vae_upsample.packed_elements(weight) if vae_upsample.packs(weight) else 0
 
 
 class Downsample(nn.Module):
@@ -305,7 +380,7 @@ class Downsample(nn.Module):
             self.time_conv = CausalConv3d(channels, channels, side=1, time_stride=2)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        x = self.resample["1"](x)[..., 1:, 1:]
+        x = self.resample["1"](x)[..., 1:, 1:].contiguous(memory_format=past.memory_format)
         if not self.temporal:
             return x
         if self.time_conv in past:

@@ -4,9 +4,10 @@ A level is a run of layers at one resolution. Working memory of a sample, in byt
 
     itemsize · H · W · ( Σ_levels area · Σ_layers tail  +  max_levels area · max_layers work(frames)
                          + Σ_boundaries area · channels · frames waiting  +  held  +  32 · T )
+    + itemsize · Σ_layers packed
 
-T, H and W are the latent's, ``area`` the positions of a level's frame per latent position, ``tail`` and
-``work`` come from the layers, and frames wait where two levels take a different share of the clip. Where a
+T, H and W are the latent's, ``area`` the positions of a level's frame per latent position, ``tail``, ``work`` and
+``packed`` come from the layers, and frames wait where two levels take a different share of the clip. Where a
 clip stands still, ``held`` is the largest frame that a layer takes over and over. The weights, the convolutions'
 own workspace and the finished result come on top; the latent itself is counted twice.
 """
@@ -22,10 +23,10 @@ import torch
 from torch import Tensor
 
 from .errors import SettingsError
-from .vae_layers import CausalConv3d, Layer
+from .vae_layers import CausalConv3d, Layer, Upsample
 
 PIXEL_FRAMES = (4, 2, 1)  # tried from the largest: frames per pass at full resolution
-DEFAULT_PIXEL_FRAMES = 2  # without a budget
+DEFAULT_PIXEL_FRAMES = 4  # without a budget
 OVERLAP = 8  # latent positions that neighbouring tiles share
 LATENT_COPIES = 2 * 16  # elements per position: as given and through the 1x1x1 convolution
 LEAST_TILE = 24  # at least 2·OVERLAP + 4: no position lies in three tiles of a row
@@ -54,6 +55,10 @@ class Level:
         convolutions = (module for layer in self.layers for module in layer.modules())
         return self.area * max(conv.c_in for conv in convolutions if isinstance(conv, CausalConv3d))
 
+    def packed(self) -> int:
+        modules = (module for layer in self.layers for module in layer.modules())
+        return sum(module.packed() for module in modules if isinstance(module, (CausalConv3d, Upsample)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -79,7 +84,9 @@ def working_bytes(
 ) -> int:
     """The formula above for a latent of ``size`` (T, H, W); a single latent frame leaves nothing behind."""
     latent_frames, height, width = size
-    tails = sum(level.tail() for level in levels) if latent_frames > 1 else 0
+    tails = packed = 0
+    if latent_frames > 1:
+        tails, packed = sum(level.tail() for level in levels), sum(level.packed() for level in levels)
     waiting = LATENT_COPIES * latent_frames
     for i in range(1, len(levels)):
         arriving = frames[i - 1] * levels[i].rate // levels[i - 1].rate
@@ -87,7 +94,7 @@ def working_bytes(
             waiting += levels[i].area * levels[i].channels * max(arriving, frames[i])
     work = max(level.work(count) for level, count in zip(levels, frames, strict=True))
     held = max(level.held() for level in levels) if still else 0
-    return itemsize * height * width * (tails + work + waiting + held)
+    return itemsize * (height * width * (tails + work + waiting + held) + packed)
 
 
 def make_plan(

@@ -12,7 +12,7 @@ import torch
 
 from turbowan.kernels import compile_ahead as ahead
 from turbowan.kernels.compile_ahead import compile_ahead
-from turbowan.turbo_core import native_names
+from turbowan.turbo_core import native_names, vae
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
 
@@ -66,6 +66,7 @@ def test_fresh_tensors_are_zeros_on_the_walk_alone(poisoned_memory) -> None:
     x = torch.ones(3)
     with ahead._Zeros():
         made = [torch.empty(4), torch.empty_like(x), x.new_empty(2, 2), torch.empty((2,), dtype=torch.int64)]
+        made.append(torch.empty((1, 2, 3, 4, 5), memory_format=torch.channels_last_3d))
     assert all(not tensor.any() for tensor in made)
     assert made[3].dtype == torch.int64
     assert torch.empty(4).isnan().all()
@@ -92,6 +93,10 @@ def kernels() -> list:
     return [value for module in modules for value in vars(module).values() if hasattr(value, "device_caches")]
 
 
+def loaded() -> int:
+    return sum(len(caches[0]) for kernel in kernels() for caches in kernel.device_caches.values())
+
+
 @pytest.mark.gpu
 def test_a_forward_after_it_compiles_nothing(network, tmp_path, monkeypatch) -> None:
     """An empty cache on disk: every kernel is compiled by the walk, which launches none, and the result is right."""
@@ -110,11 +115,27 @@ def test_a_forward_after_it_compiles_nothing(network, tmp_path, monkeypatch) -> 
         knobs.runtime.launch_enter_hook.add(hook)
         try:
             count = network.compile_ahead(x, t, context)
-            assert count == sum(len(caches[0]) for kernel in kernels() for caches in kernel.device_caches.values()) > 0
+            assert count == loaded() > 0
             assert not launched
             assert torch.equal(network(x, t, context), want)
             assert launched
         finally:
             knobs.runtime.launch_enter_hook.remove(hook)
         assert network.compile_ahead(x, t, context) == 0
-        assert count == sum(len(caches[0]) for kernel in kernels() for caches in kernel.device_caches.values())
+        assert count == loaded()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_a_vae_pass_of_any_size_after_it_compiles_nothing(direction, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    model = vae.from_tensors(tiny.tiny_vae_tensors(96), device="cuda", dtype=torch.bfloat16)
+    for kernel in kernels():
+        kernel.device_caches.clear()
+    assert model.compile_ahead(direction) > 0
+    compiled = loaded()
+    if direction == "decode":
+        model.decode(torch.randn(1, 16, 4, 3, 5, device="cuda", dtype=torch.bfloat16))
+    else:
+        model.encode(torch.rand(1, 3, 13, 24, 40, device="cuda", dtype=torch.bfloat16))
+    assert loaded() == compiled

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from turbowan.kernels import block_int8, channel_int8, norm, row_codes, sage, sla, text_attention
+from turbowan.kernels import block_int8, channel_int8, norm, qk_norm, routing, row_codes, sla, text_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -39,21 +39,23 @@ def run_all(batch: int, length: int) -> None:
         text = torch.randn(batch, keys, 2, 128, device=device, dtype=half)
         text = text_attention.norm_keys(text, vector[0], vector[0], 1e-6)
         text_attention.text_attention_quantized(x.unflatten(2, (2, 128)), text, text, 1e-6, repeats=repeats)
-    q = k = v = x.unflatten(2, (2, 128))
-    pooled = sla.mean_pool(k, sla.BLOCK_K)
-    mean = sla.key_mean(pooled, length)
-    blocks = sla.route(sla.mean_pool(q, sla.BLOCK_Q), pooled, mean, sla.kept_blocks(length, 0.3))
-    branch = sla.linear_branch(k, v, torch.eye(128, device=device), torch.zeros(128, device=device))
-    sla.sparse_linear_attention(q, k, v, blocks, branch)
-    sage.sage_sparse_linear_attention(q, k, v, mean, blocks, branch)
+    v, proj = x.unflatten(2, (2, 128)), (torch.eye(128, device=device), torch.zeros(128, device=device))
+    for int8 in (False, True):
+        q = qk_norm.qk_norm(x, vector[0], 1e-6, table, 2, routing.BLOCK_Q, int8)
+        k = qk_norm.qk_norm(x, vector[0], 1e-6, table, 2, routing.BLOCK_K)
+        prepared = sla.prepare(q, k, v, *proj, 0.3)
+        sla.attend(prepared)
+        sla.attend_quantized(prepared)
 
 
 def test_other_shapes_do_not_recompile():
     from turbowan.kernels import (
         block_int8_triton,
         channel_int8_triton,
-        norm_rows_triton,
+        key_pass_triton,
         norm_triton,
+        qk_norm_triton,
+        routing_triton,
         row_codes_triton,
         sla_triton,
         text_attention_triton,
@@ -62,13 +64,14 @@ def test_other_shapes_do_not_recompile():
     modules = (
         block_int8_triton,
         channel_int8_triton,
-        norm_rows_triton,
+        key_pass_triton,
         norm_triton,
+        qk_norm_triton,
+        routing_triton,
         row_codes_triton,
         sla_triton,
         text_attention_triton,
     )
-
     counts = []
     for batch, length in SHAPES:
         run_all(batch, length)

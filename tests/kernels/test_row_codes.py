@@ -80,7 +80,7 @@ def test_scale_of_the_wrong_shape_or_dtype_is_refused():
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("width", [128, 384, 1536])
 def test_norm_kernel_writes_the_codes_of_its_rows(width, dtype, half, device, generator):
-    from turbowan.kernels.norm_rows_triton import layer_norm_rows_triton
+    from turbowan.kernels.norm_triton import layer_norm_rows_triton
 
     x = torch.randn(2, 5, width, generator=generator).to(device, half)
     multiplier, offset = (torch.randn(2, width, generator=generator).to(device) for _ in range(2))

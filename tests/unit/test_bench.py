@@ -87,6 +87,17 @@ def test_the_vae_has_the_counted_flops(part: str, latent_frames: int) -> None:
     assert convolutions < sum(item.bf16 for item in work) < 1.02 * convolutions
 
 
+def test_a_start_image_has_the_counted_flops() -> None:
+    net = vae.from_tensors(random_vae.tensors(8, dtype=torch.float32))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.encode(torch.randn(1, 3, 2, 32, 32), length=81)
+    convolutions = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "conv" in str(op))
+    counted = sum(item.bf16 for item in floors.start_image(net, (32, 32, 81)))
+    # The first frames sum fewer taps, of a clip of which a quarter is computed.
+    assert convolutions < counted < 1.08 * convolutions
+    assert counted < 0.3 * sum(item.bf16 for item in floors.vae(random_vae.shapes(8), "encoder", (32, 32, 81)))
+
+
 @pytest.mark.parametrize(
     ("model", "size", "milliseconds"), [("1.3b", (832, 480, 81), 85), ("14b", (1280, 720, 81), 1800)]
 )

@@ -7,7 +7,7 @@ import torch
 from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, relative_error
 
 from turbowan.kernels import block_int8, dispatch
-from turbowan.turbo_core import attention, checkpoint, hooks
+from turbowan.turbo_core import attention, checkpoint, hooks, model
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError, LatentError
 from turbowan.turbo_core.hooks import BlockInputs, Hooks
@@ -197,13 +197,59 @@ def test_a_block_can_be_skipped(net):
     assert torch.equal(run(net, hooks=Skip()), run(short))
 
 
-@pytest.mark.parametrize("place", ["self_attention", "cross_attention", "dense_attention"])
+@pytest.mark.parametrize("place", ["cross_attention", "dense_attention"])
 def test_attention_hooks_reach_the_result(net, place):
     class Double(Hooks):
         pass
 
     setattr(Double, place, lambda self, x, *rest: 2 * getattr(Hooks, place)(self, x, *rest))
     assert relative_error(run(net, DENSE, hooks=Double()), run(net, DENSE)) > 1e-3
+
+
+class PatchedAttention(Hooks):
+    """Changes self-attention's output, and remembers what it was given."""
+
+    def __init__(self, factor):
+        self.factor, self.seen = factor, []
+
+    def self_attention_patch(self):
+        def patch(out, q, k):
+            self.seen.append((tuple(out.shape), tuple(q.shape), tuple(k.shape)))
+            return out + self.factor * q.flatten(2)
+
+        return patch
+
+
+@pytest.mark.parametrize("attention", [SLA, DENSE], ids=["sla", "dense"])
+def test_a_patch_of_self_attention_reaches_the_result(net, attention):
+    hooks = PatchedAttention(0.2)
+    assert relative_error(run(net, attention, hooks=hooks), run(net, attention)) > 1e-3
+    length = 5 * 3 * 5
+    assert hooks.seen == [((1, length, 256), (1, length, 2, 128), (1, length, 2, 128))] * 2
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("mode", ["sla", "sagesla"])
+def test_a_patch_gets_a_tensor_where_codes_would_do(tmp_path, monkeypatch, device, mode):
+    """With int8 weights the attention's output is codes alone, unless a patch wants it: both ways nearly agree."""
+    net = build(tmp_path, quantized=True, dtype=torch.float32).to(device)
+    net.attention = AttentionSettings(mode=mode, topk=0.4)
+    latent, timestep, context = (tensor.to(device) for tensor in inputs(size=(3, 6, 10)))
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None)
+    codes = []
+    quantized = model.sparse_linear_attention_quantized
+    monkeypatch.setattr(
+        model, "sparse_linear_attention_quantized", lambda *args: codes.append(quantized(*args)) or codes[-1]
+    )
+    with torch.inference_mode():
+        plain = net(latent.half(), timestep, context.half())
+        assert len(codes) == 2
+        hooks = PatchedAttention(0.0)
+        unchanged = net(latent.half(), timestep, context.half(), hooks=hooks)
+        assert len(codes) == len(hooks.seen) == 2
+        moved = net(latent.half(), timestep, context.half(), hooks=PatchedAttention(0.2))
+    assert relative_error(unchanged, plain) < 0.01
+    assert relative_error(moved, plain) > 0.01
 
 
 def test_interruption_leaves_within_a_block(net):

@@ -84,6 +84,9 @@ def test_planned_bytes_bound_the_peak(model, direction: str, chunk: int | None) 
 def test_planned_bytes_bound_the_peak_of_a_still_clip(model, chunk: int | None) -> None:
     x, length = video(2, (6, 4))[:, :, :2].contiguous(), 81
     plan = model.plan_encode((21, 6, 4), chunk=chunk, budget=None, still=True)
+    moving = model.plan_encode((21, 6, 4), chunk=chunk, budget=None)
+    frame = 4 * model.config.width * x[0, 0, 0].numel()
+    assert plan.working_bytes - moving.working_bytes == frame, "the largest frame that is held"
     with LiveBytes(x, *model.state_dict().values()) as memory:
         result = model.encode(x, length=length, chunk=chunk)
     peak = memory.peak - result.nbytes
@@ -113,8 +116,8 @@ def test_a_larger_budget_never_plans_smaller_passes(model) -> None:
 def test_released_width_at_480p_and_720p() -> None:
     with torch.device("meta"):
         model = vae.WanVAE(vae.VAEConfig()).to(torch.bfloat16)
-    assert model.plan_decode((21, 60, 104), chunk=None, budget=None).working_bytes < 2.7 * 1024 * MiB
-    assert model.plan_encode((21, 60, 104), chunk=None, budget=None).working_bytes < 1.9 * 1024 * MiB
+    assert model.plan_decode((21, 60, 104), chunk=None, budget=None).working_bytes < 3.6 * 1024 * MiB
+    assert model.plan_encode((21, 60, 104), chunk=None, budget=None).working_bytes < 2.7 * 1024 * MiB
     for gib in (1, 2, 6):
         plan = model.plan_decode((21, 90, 160), chunk=None, budget=gib * 1024 * MiB)
         assert plan.working_bytes <= gib * 1024 * MiB

@@ -167,7 +167,7 @@ def test_interruption(model) -> None:
     def interrupted() -> None:
         nonlocal calls
         calls += 1
-        if calls == 50:
+        if calls == 20:
             raise Stop
 
     with pytest.raises(Stop):
