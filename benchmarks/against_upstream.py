@@ -26,7 +26,8 @@ from torch import Tensor
 from turbowan.benchmarks import synthetic
 from turbowan.benchmarks.dit_step import relative_error
 from turbowan.benchmarks.timing import interleaved
-from turbowan.kernels import block_int8, sla
+from turbowan.kernels import block_int8, routing
+from turbowan.kernels.qk_norm import PooledHeads, pooled
 from turbowan.turbo_core import attention
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.block_int8 import dequantize_tensors
@@ -47,12 +48,17 @@ def load_peer(folder: Path) -> ModuleType:
 def forced_blocks(luts: list[Tensor]) -> Iterator[None]:
     """Our routing returns the given block sets, layer by layer."""
     chosen = iter(luts)
-    route = attention.sla.route
-    attention.sla.route = lambda *_: next(chosen).to(torch.int32).sort(dim=-1).values
+    route = routing.route
+    routing.route = lambda *_: next(chosen).to(torch.int32).sort(dim=-1).values
     try:
         yield
     finally:
-        attention.sla.route = route
+        routing.route = route
+
+
+def heads(q: Tensor, k: Tensor, int8: bool = False) -> tuple[PooledHeads, PooledHeads]:
+    """Finished queries and keys as the attention takes them; with int8 codes it is SageSLA."""
+    return pooled(q, routing.BLOCK_Q, int8), pooled(k, routing.BLOCK_K)
 
 
 def compare_gemm(peer: ModuleType) -> None:
@@ -84,20 +90,19 @@ def compare_attention(peer: ModuleType, length: int) -> None:
     weight = torch.randn(128, 128, device="cuda", generator=generator) / 11
     bias = torch.randn(128, device="cuda", generator=generator)
     theirs, lut = peer.sla_op(q, k, v, weight, bias, topk=TOPK, return_lut=True)
+    settings = AttentionSettings(mode="sla", topk=TOPK)
     with forced_blocks([lut] * 3):
-        ours = attention.sparse_linear_attention(q, k, v, weight, bias, AttentionSettings(mode="sla", topk=TOPK))
-        sage = attention.sparse_linear_attention(q, k, v, weight, bias, AttentionSettings(mode="sagesla", topk=TOPK))
-        exact = attention.sparse_linear_attention(
-            q.float(), k.float(), v.float(), weight, bias, AttentionSettings(mode="sla", topk=TOPK)
-        )
+        ours = attention.sparse_linear_attention(*heads(q, k), v, weight, bias, settings)
+        sage = attention.sparse_linear_attention(*heads(q, k, int8=True), v, weight, bias, settings)
+        exact = attention.sparse_linear_attention(*heads(q.float(), k.float()), v.float(), weight, bias, settings)
     print(
         f"attention, same blocks, L={length}, error to fp32: ours sla {relative_error(ours, exact):.2e}, "
         f"ours sagesla {relative_error(sage, exact):.2e}, upstream sla {relative_error(theirs, exact):.2e}; "
         f"ours to upstream {relative_error(ours, theirs):.2e}"
     )
-    pooled = sla.mean_pool(k, sla.BLOCK_K)
-    own = sla.route(sla.mean_pool(q, sla.BLOCK_Q), pooled, sla.key_mean(pooled, length), lut.shape[-1])
-    shape = (*own.shape[:3], pooled.shape[2])
+    own_q, own_k = heads(q, k)
+    own = routing.route(own_q.means, own_k.means, routing.key_mean(own_k.means, length), lut.shape[-1])
+    shape = (*own.shape[:3], own_k.means.shape[2])
     sets = [torch.zeros(shape, dtype=torch.bool, device="cuda").scatter_(-1, s.long(), True) for s in (own, lut)]
     print(f"block sets shared with upstream's bf16 routing: {float((sets[0] & sets[1]).sum() / sets[0].sum()):.4f}")
 

@@ -78,12 +78,12 @@ def ours(weights: Weights, rows: Sequence[Row]) -> Iterator[Contestant]:
 
 
 def upstream(weights: Weights, folder: Path, rows: Sequence[Row]) -> Iterator[Contestant]:
-    """The original: its fastest (bf16 + SageSLA), and what stands beside our rows of the same name."""
+    """The original: its fastest (bf16, SageSLA where that was built), and what stands beside our rows by name."""
     peer = load_peer(folder)
     config = weights.config
     shape = {name: getattr(config, name) for name in ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim")}
-    wanted = {row.name for row in rows} | {"bf16 + sagesla", "bf16 + sla"}
     modes = ("sagesla", "sla") if getattr(peer, "SAGESLA", False) else ("sla",)
+    wanted = {row.name for row in rows} | {f"bf16 + {modes[0]}"}
     for kind, quantized in (("bf16", False), ("int8", True)):
         for mode in modes:
             name = f"{kind} + {mode}"

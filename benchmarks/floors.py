@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turbowan.benchmarks.ceilings import Ceilings
-from turbowan.kernels.sla import BLOCK_K, kept_blocks
+from turbowan.kernels.routing import BLOCK_K, kept_blocks
 from turbowan.turbo_core.config import WanConfig
+from turbowan.turbo_core.vae import WanVAE
+from turbowan.turbo_core.vae_still import StillClip
 
 HALF = 2  # bytes of bf16
 TEXT_TOKENS = 512
@@ -122,6 +124,21 @@ def vae(shapes: Mapping[str, tuple[int, ...]], part: str, size: tuple[int, int, 
         places = pixels * area * images
         flops = 2.0 * places * math.prod(shape)
         works.append(Work(name=name, bf16=flops, bytes=HALF * places * (shape[0] + shape[1])))
+    return works
+
+
+def start_image(net: WanVAE, size: tuple[int, int, int]) -> list[Work]:
+    """Encode of one image before grey frames: of each layer's work the share of its frames that it must compute."""
+    names = {module: name for name, module in net.named_modules()}
+    clip, shares = StillClip(frames=size[2], distinct=min(2, size[2])), {}
+    for level in net.encoder.levels():
+        for layer in level.layers:
+            shares[names[layer] + "."] = clip.wanted(layer) / clip.frames
+            clip = clip.behind(layer)
+    works = []
+    for work in vae({name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, "encoder", size):
+        share = next(share for prefix, share in shares.items() if work.name.startswith(prefix))
+        works.append(replace(work, bf16=share * work.bf16, bytes=share * work.bytes))
     return works
 
 

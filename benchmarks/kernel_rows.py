@@ -21,7 +21,8 @@ from turbowan.benchmarks.floors import Work
 from turbowan.benchmarks.report import Row
 from turbowan.benchmarks.request import Request
 from turbowan.benchmarks.timing import short
-from turbowan.kernels import block_int8, norm
+from turbowan.kernels import block_int8, norm, routing
+from turbowan.kernels.qk_norm import pooled
 from turbowan.turbo_core import rope
 from turbowan.turbo_core.attention import AttentionSettings, dense_attention, sparse_linear_attention
 from turbowan.turbo_core.config import WanConfig
@@ -103,7 +104,7 @@ def _passes(config: WanConfig, request: Request, device: torch.device) -> Iterat
 
 
 def _attention(config: WanConfig, tokens: int) -> Iterator[Case]:
-    """Self-attention from normed q, k and v to the input of `o`, routing and linear branch included."""
+    """Self-attention from normed and pooled q, k and v to the input of `o`, routing and linear branch included."""
     generator = _generator("cuda")
     shape = (1, tokens, config.num_heads, config.head_dim)
     q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, generator=generator) for _ in range(3))
@@ -112,9 +113,10 @@ def _attention(config: WanConfig, tokens: int) -> Iterator[Case]:
     bias = torch.randn(head, device="cuda", dtype=torch.bfloat16, generator=generator)
     for mode in ("sagesla", "sla"):
         work = floors.self_attention(config, tokens, mode, TOPK, floors.HALF * tokens * config.dim)
+        heads = pooled(q, routing.BLOCK_Q, int8=mode == "sagesla"), pooled(k, routing.BLOCK_K)
         yield Case(
             name=f"attention {mode}",
-            run=partial(sparse_linear_attention, q, k, v, weight, bias, AttentionSettings(mode=mode, topk=TOPK)),
+            run=partial(sparse_linear_attention, *heads, v, weight, bias, AttentionSettings(mode=mode, topk=TOPK)),
             work=floors.combined(f"attention {mode}", work),
             peer="dense",
             peer_run=partial(dense_attention, q, k, v),

@@ -82,6 +82,7 @@ def _timed(networks: Sequence[Contestant], inputs: tuple[Tensor, ...], repeats: 
         {network.name: lambda network=network: network.forward(*inputs) for network in networks},
         repeats,
         prepare={network.name: network.prepare for network in networks},
+        warm=True,  # `_agree` ran them
     )
 
 

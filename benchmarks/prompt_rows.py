@@ -2,7 +2,7 @@
 
 Seconds are the host's as `host_run` sees them; the first prompt (files, JIT) is not counted. ComfyUI's native models
 have no few-step sampler: what 50 steps with CFG would take there is counted from its forward and decode where this run
-has measured them, and its MP4 from ours.
+has measured them, and its MP4 from ours. Memory is what the GPU holds more than before ComfyUI was started.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from turbowan.benchmarks import floors, host_run, random_vae, synthetic
 from turbowan.benchmarks.ceilings import Ceilings
@@ -34,11 +36,12 @@ def measure(request: Request, ceilings: Ceilings, measured: Sequence[Row]) -> li
         comfy=request.comfy, python=Path(sys.executable), model=request.model, size=request.size, steps=STEPS,
         cpu=False, flags=(),
     )  # fmt: skip
+    free, total = torch.cuda.mem_get_info()
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: figures for name, figures, _ in host_run.run_prompts(plan, Path(folder), PASSES)}
     host_run.print_table(runs)
     warm = [runs[name] for name in PASSES[1:]]
-    total = 1e3 * statistics.median(figures.seconds["total"] for figures in warm)
+    whole = 1e3 * statistics.median(figures.seconds["total"] for figures in warm)
     parts = {
         stage: 1e3 * statistics.median(_of_node(figures.seconds, node) for figures in warm)
         for stage, node in STAGES.items()
@@ -47,10 +50,11 @@ def measure(request: Request, ceilings: Ceilings, measured: Sequence[Row]) -> li
     floor = STEPS * _step_floor(request, ceilings), _decode_floor(request, ceilings)
     label = f"{request.label} prompt, {STEPS} steps"
     command = request.command("prompt")
-    peer = "native bf16, 50 steps with CFG (counted)" if native else None
+    peer = "native, 50 steps with CFG (counted)" if native else None
+    used = max(figures.gpu_used for figures in warm)  # 0 without nvidia-smi
     rows = [
-        Row(name=label, stage="prompt", ms=total, peer=peer, peer_ms=native, floor_ms=sum(floor),
-            peak_gib=max(figures.gpu_used for figures in warm) / host_run.GIB or None, command=command)
+        Row(name=label, stage="prompt", ms=whole, peer=peer, peer_ms=native, floor_ms=sum(floor),
+            peak_gib=(used - (total - free)) / host_run.GIB if used else None, command=command)
     ]  # fmt: skip
     for (stage, milliseconds), least in zip(parts.items(), (*floor, None), strict=True):
         rows.append(Row(name=f"{label}: {stage}", stage="prompt", ms=milliseconds, floor_ms=least, command=command))

@@ -38,16 +38,16 @@ def run(request: Request, json: Path | None) -> None:
     for stage in stages(request):
         rows += _measure(stage, request, ceilings, rows)
         torch.cuda.empty_cache()
-    new = Report(
-        gpu=name,
-        versions=_versions(),
-        date=datetime.date.today().isoformat(),
-        ceilings=dataclasses.asdict(ceilings) | {"reached": reached},
-        rows=tuple(rows),
-    )
+        new = Report(
+            gpu=name,
+            versions=versions(),
+            date=datetime.date.today().isoformat(),
+            ceilings=dataclasses.asdict(ceilings) | {"reached": reached},
+            rows=tuple(rows),
+        )
+        if json is not None:  # after every stage: a later one may end the run
+            (report.merged(old, new) if old else new).write(json)
     print(f"\n{name}, {', '.join(f'{k} {v}' for k, v in new.versions.items())}, {new.date}\n{report.table(rows)}")
-    if json is not None:
-        (report.merged(old, new) if old else new).write(json)
 
 
 def stages(request: Request) -> list[str]:
@@ -75,7 +75,7 @@ def _measure(stage: str, request: Request, ceilings: Ceilings, measured: Sequenc
     return prompt_rows.measure(request, ceilings, measured)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
         try:

@@ -1,6 +1,6 @@
 """Times of things that take turns: a card that heats up or is throttled slows all of them alike.
 
-Medians of CUDA events after a first round that warms up and compiles; the peak is what torch allocated beyond what lay
+Medians of CUDA events after a round that warms up and compiles; the peak is what torch allocated beyond what lay
 there before the call.
 """
 
@@ -25,12 +25,19 @@ class Timing:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], repeats: int, *, prepare: Mapping[str, Callable[[], None]] | None = None
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    prepare: Mapping[str, Callable[[], None]] | None = None,
+    warm: bool = False,
 ) -> dict[str, Timing]:
-    """Each of `runs` once a round, in turns; `prepare[name]` goes before each of its calls, untimed."""
+    """Each of `runs` once a round, in turns; `prepare[name]` goes before each of its calls, untimed.
+
+    `warm`: all of them have run before, so that no round is left out.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     peaks = dict.fromkeys(runs, 0.0)
-    for round_ in range(repeats + 1):
+    for round_ in range(warm, repeats + 1):
         for name, run in runs.items():
             if prepare is not None and name in prepare:
                 prepare[name]()

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .block_int8 import GatedResidual
 from .dispatch import Kernel
+from .norm import gated_residual
 from .row_codes import RowCodes, quantize_rows_ref
 
 MIN_CAPABILITY = (8, 9)
@@ -43,12 +45,25 @@ def linear_ref(a: RowCodes, w: RowCodes, bias: Tensor | None, gelu: bool, dtype:
     return (F.gelu(y, approximate="tanh") if gelu else y).to(dtype)
 
 
-def linear(a: RowCodes, w: RowCodes, bias: Tensor | None, *, gelu: bool, like: Tensor) -> Tensor:
-    """Quantized linear, optionally followed by GELU(tanh); returns [M, N] in the dtype of `like`."""
-    if not LINEAR.accepts(like):
-        return linear_ref(a, w, bias, gelu, like.dtype)
-    y = _scaled_mm(a, w, bias).to(like.dtype)
-    return F.gelu(y, approximate="tanh") if gelu else y
+def linear(
+    a: RowCodes,
+    w: RowCodes,
+    bias: Tensor | None,
+    *,
+    gelu: bool,
+    like: Tensor,
+    residual: GatedResidual | None = None,
+) -> Tensor:
+    """Quantized linear, optionally followed by GELU(tanh) and a gated residual; [M, N] in the dtype of `like`."""
+    if LINEAR.accepts(like):
+        y = _scaled_mm(a, w, bias).to(like.dtype)
+        y = F.gelu(y, approximate="tanh") if gelu else y
+    else:
+        y = linear_ref(a, w, bias, gelu, like.dtype)
+    if residual is None:
+        return y
+    x, y = residual.x, y.reshape(residual.x.shape)
+    return (x + y if residual.gate is None else gated_residual(x, y, residual.gate)).reshape(-1, w.shape[0])
 
 
 def scaled_mm_refusal(device: torch.device) -> str | None:

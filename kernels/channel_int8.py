@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .block_int8 import GatedResidual
 from .dispatch import Kernel
 from .row_codes import RowCodes
 
@@ -29,10 +30,20 @@ def linear_ref(a: RowCodes, w: RowCodes, bias: Tensor | None, gelu: bool, dtype:
     return (F.gelu(y, approximate="tanh") if gelu else y).to(dtype)
 
 
-def linear(a: RowCodes, w: RowCodes, bias: Tensor | None, *, gelu: bool, like: Tensor) -> Tensor:
-    """Quantized linear, optionally followed by GELU(tanh); returns [M, N] in the dtype of `like`."""
+def linear(
+    a: RowCodes,
+    w: RowCodes,
+    bias: Tensor | None,
+    *,
+    gelu: bool,
+    like: Tensor,
+    residual: GatedResidual | None = None,
+) -> Tensor:
+    """Quantized linear, optionally followed by GELU(tanh) and a gated residual; [M, N] in the dtype of `like`."""
     if LINEAR.accepts(like):
         from .channel_int8_triton import linear_triton
 
-        return linear_triton(a, w, bias, gelu, like.dtype)
-    return linear_ref(a, w, bias, gelu, like.dtype)
+        return linear_triton(a, w, bias, gelu, like.dtype, residual)
+    if residual is None:
+        return linear_ref(a, w, bias, gelu, like.dtype)
+    return residual.add(linear_ref(a, w, bias, gelu, torch.float32)).to(like.dtype).reshape(-1, w.shape[0])

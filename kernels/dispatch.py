@@ -78,8 +78,9 @@ def _log_choice(name: str, device: str, reason: str | None) -> None:
         log.info("%s on %s: torch, because %s", name, device, reason)
 
 
+@functools.cache
 def triton_refusal(device: torch.device, min_capability: tuple[int, int] = (8, 0)) -> str | None:
-    """Why Triton kernels cannot run on `device`, or None if they can."""
+    """Why Triton kernels cannot run on `device`, or None if they can; asked before every launch, answered once."""
     if device.type != "cuda":
         return f"the device is {device.type}, not cuda"
     if torch.version.hip is not None:

@@ -1,4 +1,4 @@
-"""Triton kernels of `norm`: one program per row (norms) or per tile (residual), every edge masked."""
+"""Triton kernels of `norm`: programs of one or a few rows (norms) or of a tile (residual), every edge masked."""
 
 from __future__ import annotations
 
@@ -13,50 +13,174 @@ from .norm import Rotation
 from .row_codes import LARGEST, RowCodes
 from .row_codes_triton import encode
 
+# (rows, warps) of a layer norm's program; 512 columns are what 4 warps cover at 4 a thread.
+LAYER_NORM_PIECE = 512
+LAYER_NORM_NARROW, LAYER_NORM_WIDE = (4, 4), (2, 4)
+LAYER_NORM_WIDE_FROM = 2048
 RESIDUAL_ROWS = 16
 RESIDUAL_COLUMNS = 256
+
+
+@triton.jit
+def _columns(FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    """Column numbers [PIECES, PIECE] from FIRST on.
+
+    Contiguity is given as 4 so that 16-bit x, fp32 vectors and int8 codes all get the same layout, 4 columns a thread:
+    with 8, 4 and 16, as the compiler would choose, every value crosses shared memory on its way.
+    """
+    inner = tl.max_contiguous(tl.arange(0, PIECE), 4)
+    return FIRST + tl.arange(0, PIECES)[:, None] * PIECE + inner[None, :]
+
+
+@triton.jit
+def _load_pieces(x_ptr, rows, present, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    """fp32 [ROWS, PIECES, PIECE]; absent rows and columns are 0."""
+    columns = _columns(FIRST, PIECES, PIECE)
+    inside = present[:, None, None]
+    if FIRST + PIECES * PIECE > C:
+        inside = inside & (columns < C)[None]
+    return tl.load(x_ptr + rows[:, None, None] * C + columns[None], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _centre(x, mean, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+    centred = x - mean[:, None, None]
+    if FIRST + PIECES * PIECE > C:
+        centred = tl.where((_columns(FIRST, PIECES, PIECE) < C)[None], centred, 0.0)
+    return centred
+
+
+@triton.jit
+def _affine(
+    normed, multiplier_ptr, offset_ptr, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr
+):
+    """Times multiplier plus offset; absent columns become 0."""
+    columns = _columns(FIRST, PIECES, PIECE)
+    multiplier = tl.load(multiplier_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    offset = tl.load(offset_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    return normed * multiplier[None] + offset[None]
+
+
+@triton.jit
+def _store_pieces(
+    y_ptr, y, rows, present, C: tl.constexpr, FIRST: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr
+):
+    columns = _columns(FIRST, PIECES, PIECE)
+    inside = present[:, None, None]
+    if FIRST + PIECES * PIECE > C:
+        inside = inside & (columns < C)[None]
+    tl.store(y_ptr + rows[:, None, None] * C + columns[None], y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _store_groups(
+    y_ptr,
+    y_scale_ptr,
+    y,
+    rows,
+    present,
+    row_count,
+    AMAX_MIN: tl.constexpr,
+    LARGEST: tl.constexpr,
+    GROUP: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    FIRST: tl.constexpr,
+    PIECES: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    """Codes with a scale for each GROUP columns."""
+    GROUPS: tl.constexpr = PIECES * PIECE // GROUP
+    y = tl.reshape(y, (ROWS * GROUPS, GROUP))
+    amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
+    codes = encode(y, (LARGEST / amax)[:, None], y_ptr.dtype.element_ty)
+    _store_pieces(y_ptr, tl.reshape(codes, (ROWS, PIECES, PIECE)), rows, present, C, FIRST, PIECES, PIECE)
+    group = FIRST // GROUP + tl.arange(0, GROUPS)
+    scale_ptrs = y_scale_ptr + group.to(tl.int64)[None, :] * row_count + rows[:, None]
+    scale = tl.reshape(amax * (1.0 / LARGEST), (ROWS, GROUPS))
+    tl.store(scale_ptrs, scale, mask=present[:, None] & (group * GROUP < C)[None, :])
 
 
 @triton.jit(do_not_specialize=["length", "row_count"])
 def _layer_norm_kernel(
     x_ptr,  # [B·L, C]
-    multiplier_ptr,  # fp32 [B or 1, C]
-    offset_ptr,  # fp32 [B or 1, C]
+    multiplier_ptr,  # [B or 1, C]
+    offset_ptr,  # [B or 1, C]
     y_ptr,  # [B·L, C], codes where QUANTIZE
     y_scale_ptr,  # fp32 [groups, B·L] where QUANTIZE
     length,
     row_count,
-    C,
     multiplier_stride,
     offset_stride,
     eps,
     AMAX_MIN: tl.constexpr,
     QUANTIZE: tl.constexpr,
     LARGEST: tl.constexpr,  # what an amax is mapped to
-    GROUPS: tl.constexpr,  # of columns with a scale of their own, in padded C
-    BLOCK: tl.constexpr,  # padded C
+    GROUP: tl.constexpr,  # columns with a scale of their own; 0 for a scale per row
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    PIECE: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    sample = row // length
-    columns = tl.arange(0, BLOCK)
-    inside = columns < C
-    x = tl.load(x_ptr + row * C + columns, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=0) / C
-    centred = tl.where(inside, x - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / C
-    multiplier = tl.load(multiplier_ptr + sample * multiplier_stride + columns, mask=inside, other=0.0)
-    offset = tl.load(offset_ptr + sample * offset_stride + columns, mask=inside, other=0.0)
-    y = centred * tl.rsqrt(variance + eps) * multiplier + offset
-    if QUANTIZE:
-        y = tl.reshape(y, (GROUPS, BLOCK // GROUPS))
-        amax = tl.maximum(tl.max(tl.abs(y), axis=1), AMAX_MIN)
-        group = tl.arange(0, GROUPS)
-        scale_ptrs = y_scale_ptr + group.to(tl.int64) * row_count + row
-        tl.store(scale_ptrs, amax * (1.0 / LARGEST), mask=group * (BLOCK // GROUPS) < C)
-        codes = encode(y, (LARGEST / amax)[:, None], y_ptr.dtype.element_ty)
-        tl.store(y_ptr + row * C + columns, tl.reshape(codes, (BLOCK,)), mask=inside)
+    sample = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    present = tokens < length
+    rows = sample * length + tokens
+    multiplier_ptr += sample * multiplier_stride
+    offset_ptr += sample * offset_stride
+    # A row is HEAD + TAIL pieces, each a power of two: 1536 and 5120 columns fill both without a padded column.
+    head = _load_pieces(x_ptr, rows, present, C, 0, HEAD, PIECE)
+    total = tl.sum(head, axis=1)
+    if TAIL:
+        tail = _load_pieces(x_ptr, rows, present, C, HEAD * PIECE, TAIL, PIECE)
+        total += tl.sum(tail, axis=1)
+    mean = tl.sum(total, axis=1) / C
+    head = _centre(head, mean, C, 0, HEAD, PIECE)
+    squares = tl.sum(head * head, axis=1)
+    if TAIL:
+        tail = _centre(tail, mean, C, HEAD * PIECE, TAIL, PIECE)
+        squares += tl.sum(tail * tail, axis=1)
+    factor = tl.rsqrt(tl.sum(squares, axis=1) / C + eps)[:, None, None]
+    head = _affine(head * factor, multiplier_ptr, offset_ptr, C, 0, HEAD, PIECE)
+    if TAIL:
+        tail = _affine(tail * factor, multiplier_ptr, offset_ptr, C, HEAD * PIECE, TAIL, PIECE)
+
+    if QUANTIZE and GROUP:
+        _store_groups(
+            y_ptr, y_scale_ptr, head, rows, present, row_count, AMAX_MIN, LARGEST, GROUP, C, ROWS, 0, HEAD, PIECE
+        )
+        if TAIL:
+            _store_groups(
+                y_ptr,
+                y_scale_ptr,
+                tail,
+                rows,
+                present,
+                row_count,
+                AMAX_MIN,
+                LARGEST,
+                GROUP,
+                C,
+                ROWS,
+                HEAD * PIECE,
+                TAIL,
+                PIECE,
+            )
     else:
-        tl.store(y_ptr + row * C + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
+        if QUANTIZE:
+            amax = tl.max(tl.abs(head), axis=1)
+            if TAIL:
+                amax = tl.maximum(amax, tl.max(tl.abs(tail), axis=1))
+            amax = tl.maximum(tl.max(amax, axis=1), AMAX_MIN)
+            tl.store(y_scale_ptr + rows, amax * (1.0 / LARGEST), mask=present)
+            scaling = (LARGEST / amax)[:, None, None]
+            head = encode(head, scaling, y_ptr.dtype.element_ty)
+            if TAIL:
+                tail = encode(tail, scaling, y_ptr.dtype.element_ty)
+        _store_pieces(y_ptr, head, rows, present, C, 0, HEAD, PIECE)
+        if TAIL:
+            _store_pieces(y_ptr, tail, rows, present, C, HEAD * PIECE, TAIL, PIECE)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -112,14 +236,15 @@ def _gated_residual_kernel(
     tl.store(out_ptr + offsets, (x + y * gate).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _per_sample(vector: Tensor, x: Tensor) -> tuple[Tensor, int]:
-    """fp32, contiguous [B or 1, C], and the stride from one sample of x to the next (0 where all share it)."""
+def per_sample(vector: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    """The vector with contiguous rows, and the stride from one sample of x to the next (0 where all share it)."""
     if vector.ndim != 2 or vector.shape[0] not in (1, x.shape[0]) or vector.shape[1] != x.shape[2]:
         raise ValueError(
             f"norm: a vector must be [1 or {x.shape[0]}, {x.shape[2]}] for x {tuple(x.shape)}, "
             f"got {tuple(vector.shape)}"
         )
-    return vector.to(torch.float32).contiguous(), vector.shape[1] if vector.shape[0] > 1 else 0
+    vector = vector if vector.stride(1) == 1 else vector.contiguous()
+    return vector, vector.stride(0) if vector.shape[0] > 1 else 0
 
 
 def layer_norm_triton(
@@ -136,7 +261,7 @@ def layer_norm_quantized_triton(x: Tensor, multiplier: Tensor, offset: Tensor, e
     rows, width = x.shape[0] * x.shape[1], x.shape[2]
     codes = torch.empty(rows, width, dtype=torch.int8, device=x.device)
     scale = torch.empty(width // QUANT_BLOCK, rows, dtype=torch.float32, device=x.device)
-    _launch_layer_norm(x, multiplier, offset, eps, codes, scale, group=QUANT_BLOCK)
+    _launch_layer_norm(x, multiplier, offset, eps, codes, scale, QUANT_BLOCK)
     return QuantizedActivations(codes, scale)
 
 
@@ -145,7 +270,7 @@ def layer_norm_rows_triton(x: Tensor, multiplier: Tensor, offset: Tensor, eps: f
     rows, width = x.shape[0] * x.shape[1], x.shape[2]
     codes = torch.empty(rows, width, dtype=dtype, device=x.device)
     scale = torch.empty(rows, dtype=torch.float32, device=x.device)
-    _launch_layer_norm(x, multiplier, offset, eps, codes, scale)
+    _launch_layer_norm(x, multiplier, offset, eps, codes, scale, group=0)
     return RowCodes(codes, scale)
 
 
@@ -156,16 +281,19 @@ def _launch_layer_norm(
     eps: float,
     y: Tensor,
     y_scale: Tensor | None = None,
-    group: int | None = None,
+    group: int = 0,
 ) -> None:
-    """Into y; as codes where there are scales, one for `group` columns or for the whole row."""
+    """Into y; as codes where there are scales, one for `group` columns or, with 0, for the whole row."""
     x = x.contiguous()
     batch, length, width = x.shape
-    multiplier, multiplier_stride = _per_sample(multiplier, x)
-    offset, offset_stride = _per_sample(offset, x)
-    block = triton.next_power_of_2(width)
+    multiplier, multiplier_stride = per_sample(multiplier, x)
+    offset, offset_stride = per_sample(offset, x)
+    piece = min(LAYER_NORM_PIECE, triton.next_power_of_2(width))
+    pieces = triton.cdiv(width, piece)
+    head = 1 << (pieces.bit_length() - 1)
+    rows, warps = LAYER_NORM_WIDE if width > LAYER_NORM_WIDE_FROM else LAYER_NORM_NARROW
     with torch.cuda.device_of(x):
-        _layer_norm_kernel[(batch * length,)](
+        _layer_norm_kernel[(triton.cdiv(length, rows), batch)](
             x,
             multiplier,
             offset,
@@ -173,16 +301,19 @@ def _launch_layer_norm(
             y_scale if y_scale is not None else y,
             length,
             batch * length,
-            width,
             multiplier_stride,
             offset_stride,
             eps,
             AMAX_MIN=AMAX_FLOOR,
             QUANTIZE=y_scale is not None,
             LARGEST=LARGEST.get(y.dtype, 1.0),
-            GROUPS=max(1, block // group) if group else 1,
-            BLOCK=block,
-            num_warps=2 if block <= 2048 else 8,
+            GROUP=group,
+            C=width,
+            ROWS=rows,
+            HEAD=head,
+            TAIL=triton.next_power_of_2(pieces - head) if pieces > head else 0,
+            PIECE=piece,
+            num_warps=warps,
         )
 
 
@@ -214,7 +345,7 @@ def gated_residual_triton(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """`norm.gated_residual_ref` as a kernel."""
     x, y = x.contiguous(), y.contiguous()
     batch, length, width = x.shape
-    gate, stride = _per_sample(gate, x)
+    gate, stride = per_sample(gate, x)
     out = torch.empty_like(x)
     grid = (triton.cdiv(batch * length, RESIDUAL_ROWS), triton.cdiv(width, RESIDUAL_COLUMNS))
     with torch.cuda.device_of(x):

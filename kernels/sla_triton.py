@@ -1,13 +1,17 @@
-"""Triton kernels of `sla` and `sage`: pooling, feature sums, int8 quantization and the sparse-linear attention.
+"""Triton kernel of `sla` and `sage`: attention over the kept key blocks with the linear branch in its epilogue.
 
-The attention kernel does 4·B·H·L·kept·64·D operations for the kept blocks and one [128, D]×[D, D] product per query
-block for the linear branch. Inputs and output are [B, L, H, D] with any strides whose last is 1; lengths, block
-counts and the strides made of them are never specialised.
+Per kept block 4·128·64·D operations, and one [128, D]×[D, D] product per query block for the linear branch. The
+softmax needs no running maximum where a bound is close enough: with every key inside a ball (centre c, radius R),
+Cauchy–Schwarz gives q·k ≤ q·c + |q| R, and a softmax may be shifted by any number that neither overflows nor
+underflows. A tile whose bound exceeds the scores of its first block by too much takes the loop with a running maximum.
+Inputs are [B, L, H, D] with any strides whose last is 1; lengths, block counts and the strides made of them are never
+specialised.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 
 import torch
@@ -15,152 +19,86 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .block_int8_triton import round_even
-from .sage import AMAX_FLOOR, CODE_MAX, QuantizedHeads
-from .sla import BLOCK_K, BLOCK_Q, LinearBranch
+from .block_int8 import AMAX_FLOOR, QuantizedActivations
+from .block_int8_triton import encode_rows
+from .routing import BLOCK_K, BLOCK_Q
+from .sla import SlaInputs
 
-# Keys that one program of the feature sums walks through: enough programs for every multiprocessor, few enough [D, D]
-# stores. 0.156 ms at 32,760 keys and 12 heads on an H200; 0.247 ms with 2,048 keys in blocks of 64.
-FEATURE_CHUNK = 512
-
-
-@triton.jit(do_not_specialize=["length", "blocks"])
-def _mean_pool_kernel(
-    x_ptr,  # [B, L, H, D]
-    out_ptr,  # fp32 [B, H, blocks, D]
-    length,
-    blocks,
-    heads,
-    x_b,
-    x_l,
-    x_h,
-    BLOCK: tl.constexpr,
-    D: tl.constexpr,
-):
-    block = tl.program_id(0)
-    batch_head = tl.program_id(1)
-    batch, head = (batch_head // heads).to(tl.int64), batch_head % heads
-    tokens = block * BLOCK + tl.arange(0, BLOCK)
-    columns = tl.arange(0, D)
-    base = x_ptr + batch * x_b + head * x_h
-    x = tl.load(
-        base + tokens.to(tl.int64)[:, None] * x_l + columns[None, :], mask=(tokens < length)[:, None], other=0.0
-    )
-    count = tl.minimum(length - block * BLOCK, BLOCK).to(tl.float32)
-    mean = tl.sum(x.to(tl.float32), axis=0) / count
-    tl.store(out_ptr + (batch_head.to(tl.int64) * blocks + block) * D + columns, mean)
+LOG2E = tl.constexpr(1.4426950408889634)
+# Where the softmax is shifted by a bound, in powers of 2: how far below the bound its origin lies, and how far the
+# highest score of the first block may lie below the bound. Probabilities then stay normal numbers of their dtype.
+BOUND_RANGE = {torch.bfloat16: (0.0, 100.0), torch.float16: (12.0, 12.0)}
+# A bound from 16-bit queries and keys holds for their int8 codes, whose rounding lengthens a vector by at most
+# √128 / 254 = 4.5 %.
+CODE_MARGIN = tl.constexpr(1.1)
 
 
 @triton.jit
-def _softmax_rows(x):
-    x = x.to(tl.float32)
-    e = tl.exp2((x - tl.max(x, axis=1)[:, None]) * 1.4426950408889634)
-    return e / tl.sum(e, axis=1)[:, None]
-
-
-@triton.jit(do_not_specialize=["length", "chunks"])
-def _feature_sums_kernel(
-    k_ptr,  # [B, L, H, D]
-    v_ptr,  # [B, L, H, D]
-    kv_ptr,  # fp32 [B, H, chunks, D, D]
-    k_sum_ptr,  # fp32 [B, H, chunks, D]
+def _tokens(
+    source,
+    batch,
+    head,
+    first,
     length,
-    chunks,
-    heads,
-    k_b,
-    k_l,
-    k_h,
-    v_b,
-    v_l,
-    v_h,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    s_b,
+    s_l,
+    s_h,
+    TAIL: tl.constexpr,
+    TMA: tl.constexpr,
+    ROWS: tl.constexpr,
     D: tl.constexpr,
 ):
-    chunk = tl.program_id(0)
-    batch_head = tl.program_id(1)
-    batch, head = (batch_head // heads).to(tl.int64), batch_head % heads
-    columns = tl.arange(0, D)
-    k_base = k_ptr + batch * k_b + head * k_h + columns[None, :]
-    v_base = v_ptr + batch * v_b + head * v_h + columns[None, :]
-    kv = tl.zeros((D, D), dtype=tl.float32)
-    k_sum = tl.zeros((D,), dtype=tl.float32)
-    first = chunk * CHUNK
-    for start in range(first, tl.minimum(first + CHUNK, length), BLOCK):
-        tokens = start + tl.arange(0, BLOCK)
-        inside = (tokens < length)[:, None]
-        rows = tokens.to(tl.int64)[:, None]
-        k = tl.load(k_base + rows * k_l, mask=inside, other=0.0)
-        v = tl.load(v_base + rows * v_l, mask=inside, other=0.0)
-        features = tl.where(inside, _softmax_rows(k) * D, 0.0)
-        k_sum += tl.sum(features, axis=0)
-        kv += tl.dot(tl.trans(features.to(v.dtype)), v)
-    slot = batch_head.to(tl.int64) * chunks + chunk
-    tl.store(k_sum_ptr + slot * D + columns, k_sum)
-    tl.store(kv_ptr + slot * D * D + columns[:, None] * D + columns[None, :], kv)
-
-
-@triton.jit(do_not_specialize=["length", "blocks"])
-def _quantize_heads_kernel(
-    x_ptr,  # [B, L, H, D]
-    mean_ptr,  # fp32 [B, H, D], subtracted where SMOOTH
-    codes_ptr,  # int8 [B, L, H, D], contiguous
-    scale_ptr,  # fp32 [B, H, L] or [B, H, blocks]
-    length,
-    blocks,
-    heads,
-    x_b,
-    x_l,
-    x_h,
-    AMAX_MIN: tl.constexpr,
-    CODE_LIMIT: tl.constexpr,
-    SMOOTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    D: tl.constexpr,
-):
-    block = tl.program_id(0)
-    batch_head = tl.program_id(1)
-    batch, head = (batch_head // heads).to(tl.int64), batch_head % heads
-    tokens = block * BLOCK + tl.arange(0, BLOCK)
-    columns = tl.arange(0, D)
-    inside = tokens < length
-    rows = tokens.to(tl.int64)
-    x_ptrs = x_ptr + batch * x_b + head * x_h + rows[:, None] * x_l + columns[None, :]
-    x = tl.load(x_ptrs, mask=inside[:, None], other=0.0).to(tl.float32)
-    if SMOOTH:
-        mean = tl.load(mean_ptr + batch_head.to(tl.int64) * D + columns)
-        x = tl.where(inside[:, None], x - mean[None, :], 0.0)
-    amax = tl.maximum(tl.max(tl.abs(x), axis=1), AMAX_MIN)
-    if SMOOTH:
-        shared = tl.max(amax, axis=0)
-        amax = tl.zeros_like(amax) + shared
-        tl.store(scale_ptr + batch_head.to(tl.int64) * blocks + block, shared * (1.0 / CODE_LIMIT))
+    """ROWS tokens of one head, [ROWS, D]; past the end zeros (TMA) or the last token again (TAIL)."""
+    if TMA:
+        x = source.load([batch, first, head * D]).reshape(ROWS, D)
     else:
-        tl.store(scale_ptr + batch_head.to(tl.int64) * length + rows, amax * (1.0 / CODE_LIMIT), mask=inside)
-    scaled = x * (CODE_LIMIT / amax)[:, None]
-    codes = round_even(scaled).to(tl.int8)
-    out = codes_ptr + ((batch * length + rows) * heads + head)[:, None] * D + columns[None, :]
-    tl.store(out, codes, mask=inside[:, None])
+        tokens = first + tl.arange(0, ROWS)
+        if TAIL:
+            tokens = tl.minimum(tokens, length - 1)
+        base = source + batch.to(tl.int64) * s_b + head * s_h
+        x = tl.load(base + tokens.to(tl.int64)[:, None] * s_l + tl.arange(0, D)[None, :])
+    return x
 
 
-@triton.jit(do_not_specialize=["length", "key_length", "kept", "q_blocks", "k_blocks"])
+@triton.jit
+def _row_sums(p, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, 8] partial sums: over registers of a thread alone, so that a loop needs no shuffles."""
+    return tl.sum(tl.reshape(p, (ROWS, COLUMNS // 8, 8)), axis=1)
+
+
+@triton.jit
+def _scores(q, q_factor, k_scales, block, k, INT8: tl.constexpr):
+    """q kᵀ as the hardware gives it, in fp32, and the factor [ROWS, 1] that makes it a base-2 logarithm."""
+    if INT8:
+        score = tl.dot(q, k.T, out_dtype=tl.int32).to(tl.float32)
+        factor = (q_factor * tl.load(k_scales + block))[:, None]
+    else:
+        score = tl.dot(q, k.T)
+        factor = q_factor[:, None]
+    return score, factor
+
+
+@triton.jit(do_not_specialize=["length", "key_length", "kept", "q_blocks", "k_blocks", "token_count"])
 def _sparse_linear_kernel(
     q_ptr,  # [B, L, H, D]
-    k_ptr,  # [B, S, H, D]
-    v_ptr,  # [B, S, H, D]
-    q_codes_ptr,  # int8 [B, L, H, D]
-    k_codes_ptr,  # int8 [B, S, H, D]
+    k_ptr,  # [B, S, H, D], int8 codes where INT8; a tensor descriptor where TMA
+    v_ptr,  # [B, S, H, D]; a tensor descriptor where TMA
+    q_codes_ptr,  # int8 [B, L, H, D], contiguous
     q_scale_ptr,  # fp32 [B, H, L]
     k_scale_ptr,  # fp32 [B, H, k_blocks]
-    chosen_ptr,  # int32 [B, H, q_blocks, kept]
+    centre_ptr,  # fp32 [B, H, D]
+    radius_ptr,  # fp32 [B, H]
+    chosen_ptr,  # int32 [B, H, q_blocks, kept], ascending
     values_ptr,  # [B, H, D, D] in q's dtype
     k_mean_ptr,  # fp32 [B, H, D]
     bias_ptr,  # fp32 [D]
-    out_ptr,  # [B, L, H, D], contiguous
+    out_ptr,  # [B, L, H, D], contiguous; int8 codes where QUANTIZE
+    out_scale_ptr,  # fp32 [H, B·L] where QUANTIZE
     score_scale,
     linear_eps,
     length,
     key_length,
+    token_count,
     heads,
     kept,
     q_blocks,
@@ -174,179 +112,153 @@ def _sparse_linear_kernel(
     v_b,
     v_l,
     v_h,
+    AMAX_MIN: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    GAP: tl.constexpr,
     INT8: tl.constexpr,
-    LINEAR: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    TMA: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     D: tl.constexpr,
 ):
     q_block = tl.program_id(0)
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head = tl.program_id(1)
     batch, head = batch_head // heads, batch_head % heads
     tokens = q_block * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = tl.minimum(tokens, length - 1).to(tl.int64)
     inside = tokens < length
     columns = tl.arange(0, D)
-    keys = tl.arange(0, BLOCK_N)
-    q_ptrs = q_ptr + batch * q_b + head * q_h + rows[:, None] * q_l + columns[None, :]
-    v_base = v_ptr + batch * v_b + head * v_h + columns[None, :]
+    q_rows = q_ptr + batch.to(tl.int64) * q_b + head * q_h + rows * q_l
+
+    wide = tl.load(q_rows[:, None] + columns[None, :]).to(tl.float32)
+    reach = tl.sqrt(tl.sum(wide * wide, axis=1)) * tl.load(radius_ptr + batch_head)
     if INT8:
-        own = ((batch * length + rows) * heads + head)[:, None] * D + columns[None, :]
-        q = tl.load(q_codes_ptr + own)
-        q_factor = tl.load(q_scale_ptr + batch_head * length + rows) * score_scale
-        k_base = k_codes_ptr + (batch * key_length * heads + head) * D + columns[:, None]
-        k_stride = heads * D
+        reach *= CODE_MARGIN
     else:
-        q = tl.load(q_ptrs)
-        k_base = k_ptr + batch * k_b + head * k_h + columns[:, None]
-        k_stride = k_l
-    chosen = chosen_ptr + (batch_head * q_blocks + q_block) * kept
+        reach += tl.sum(wide * tl.load(centre_ptr + batch_head * D + columns)[None, :], axis=1)
+    bound = reach * score_scale
+    top = tl.max(wide, axis=1) * LOG2E
+    e = tl.exp2(wide * LOG2E - top[:, None])
+    k_mean = tl.load(k_mean_ptr + batch_head * D + columns)
+    # log2 of ε + Σ φ(q) m, times the softmax's own denominator, which is the sum of the same exponentials.
+    shift = top + tl.log2(tl.sum(e * (k_mean + linear_eps)[None, :], axis=1))
 
-    peak = tl.full((BLOCK_M,), -float("inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_M, D), dtype=tl.float32)
-    for i in range(kept):
-        block = tl.load(chosen + i)
-        key = block * BLOCK_N + keys
-        safe = tl.minimum(key, key_length - 1).to(tl.int64)
-        k = tl.load(k_base + safe[None, :] * k_stride)
-        if INT8:
-            k_factor = tl.load(k_scale_ptr + batch_head * k_blocks + block)
-            score = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32) * (q_factor * k_factor)[:, None]
-        else:
-            score = tl.dot(q, k) * score_scale
-        score = tl.where((key < key_length)[None, :], score, -float("inf"))
-        new_peak = tl.maximum(peak, tl.max(score, axis=1))
-        p = tl.exp2(score - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        v = tl.load(v_base + safe[:, None] * v_l)
-        total = total * shrink + tl.sum(p, axis=1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
-        peak = new_peak
-    acc = acc / total[:, None]
+    if INT8:
+        own = ((batch.to(tl.int64) * length + rows) * heads + head) * D
+        q = tl.load(q_codes_ptr + own[:, None] + columns[None, :])
+        q_factor = tl.load(q_scale_ptr + batch_head.to(tl.int64) * length + rows) * score_scale
+    else:
+        q = tl.load(q_rows[:, None] + columns[None, :])
+        q_factor = tl.full((1,), score_scale, dtype=tl.float32)
+    chosen = chosen_ptr + (batch_head.to(tl.int64) * q_blocks + q_block) * kept
+    k_scales = k_scale_ptr + batch_head.to(tl.int64) * k_blocks
 
-    if LINEAR:
-        k_mean = tl.load(k_mean_ptr + batch_head * D + columns)
-        weights = _softmax_rows(tl.load(q_ptrs)) * k_mean[None, :]
-        weights = weights / (linear_eps + tl.sum(weights, axis=1))[:, None]
-        values = tl.load(values_ptr + batch_head * D * D + columns[:, None] * D + columns[None, :])
-        acc = tl.dot(weights.to(values.dtype), values, acc) + tl.load(bias_ptr + columns)[None, :]
-    out = out_ptr + ((batch * length + rows) * heads + head)[:, None] * D + columns[None, :]
-    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
+    # The last block first: it alone can be the tail, and its scores tell how close the bound is.
+    block = tl.load(chosen + kept - 1)
+    k = _tokens(k_ptr, batch, head, block * BLOCK_N, key_length, k_b, k_l, k_h, True, TMA, BLOCK_N, D)
+    score, factor = _scores(q, q_factor, k_scales, block, k, INT8)
+    present = block * BLOCK_N + tl.arange(0, BLOCK_N) < key_length
+    score = tl.where(present[None, :], score * factor, -float("inf"))
+    peak = tl.max(score, axis=1)
+    near = tl.max(bound - peak, axis=0) <= GAP
+    peak = tl.where(near, bound - HEADROOM, peak)
+    p = tl.exp2(score - peak[:, None])
+    total = _row_sums(p, BLOCK_M, BLOCK_N)
+    v = _tokens(v_ptr, batch, head, block * BLOCK_N, key_length, v_b, v_l, v_h, True, TMA, BLOCK_N, D)
+    acc = tl.dot(p.to(v.dtype), v)
+
+    if near:
+        for i in range(kept - 1):
+            block = tl.load(chosen + i)
+            k = _tokens(k_ptr, batch, head, block * BLOCK_N, key_length, k_b, k_l, k_h, False, TMA, BLOCK_N, D)
+            score, factor = _scores(q, q_factor, k_scales, block, k, INT8)
+            p = tl.exp2(score * factor - peak[:, None])
+            total += _row_sums(p, BLOCK_M, BLOCK_N)
+            v = _tokens(v_ptr, batch, head, block * BLOCK_N, key_length, v_b, v_l, v_h, False, TMA, BLOCK_N, D)
+            acc = tl.dot(p.to(v.dtype), v, acc)
+    else:
+        for i in range(kept - 1):
+            block = tl.load(chosen + i)
+            k = _tokens(k_ptr, batch, head, block * BLOCK_N, key_length, k_b, k_l, k_h, False, TMA, BLOCK_N, D)
+            score, factor = _scores(q, q_factor, k_scales, block, k, INT8)
+            new_peak = tl.maximum(peak, tl.max(score, axis=1) * factor.reshape(factor.shape[0]))
+            p = tl.exp2(score * factor - new_peak[:, None])
+            shrink = tl.exp2(peak - new_peak)
+            total = total * shrink[:, None] + _row_sums(p, BLOCK_M, BLOCK_N)
+            v = _tokens(v_ptr, batch, head, block * BLOCK_N, key_length, v_b, v_l, v_h, False, TMA, BLOCK_N, D)
+            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+            peak = new_peak
+    acc = acc * (1.0 / tl.sum(total, axis=1))[:, None]
+
+    for start in tl.static_range(0, D, CHUNK):
+        part = start + tl.arange(0, CHUNK)
+        x = tl.load(q_rows[:, None] + part[None, :]).to(tl.float32)
+        weights = tl.exp2(x * LOG2E - shift[:, None]) * tl.load(k_mean_ptr + batch_head * D + part)[None, :]
+        values = tl.load(values_ptr + batch_head.to(tl.int64) * D * D + part[:, None] * D + columns[None, :])
+        acc = tl.dot(weights.to(values.dtype), values, acc)
+    acc += tl.load(bias_ptr + columns)[None, :]
+    row = batch.to(tl.int64) * length + tokens
+    out = out_ptr + (row * heads + head)[:, None] * D + columns[None, :]
+    if QUANTIZE:
+        amax = tl.maximum(tl.max(tl.abs(acc), axis=1), AMAX_MIN)
+        tl.store(out, encode_rows(acc, amax), mask=inside[:, None])
+        tl.store(out_scale_ptr + head.to(tl.int64) * token_count + row, amax * (1.0 / 128.0), mask=inside)
+    else:
+        tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
-def mean_pool_triton(x: Tensor, block: int) -> Tensor:
-    """`sla.mean_pool_ref` as a kernel."""
-    batch, length, heads, dim = x.shape
-    blocks = triton.cdiv(length, block)
-    out = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _mean_pool_kernel[(blocks, batch * heads)](
-            x, out, length, blocks, heads, *x.stride()[:3], BLOCK=block, D=dim, num_warps=4
-        )
+def attend_triton(inputs: SlaInputs) -> Tensor:
+    """`sla.attend_ref` as a kernel."""
+    out = torch.empty(inputs.q.shape, dtype=inputs.q.dtype, device=inputs.q.device)
+    _launch(inputs, out, None)
     return out
 
 
-def feature_sums_triton(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over keys of D·φ(k)ᵀv, fp32 [B, H, D, D], and of D·φ(k), fp32 [B, H, D]."""
-    batch, length, heads, dim = k.shape
-    chunks = triton.cdiv(length, FEATURE_CHUNK)
-    kv = torch.empty(batch, heads, chunks, dim, dim, dtype=torch.float32, device=k.device)
-    k_sum = torch.empty(batch, heads, chunks, dim, dtype=torch.float32, device=k.device)
-    with torch.cuda.device_of(k):
-        _feature_sums_kernel[(chunks, batch * heads)](
-            k,
-            v,
-            kv,
-            k_sum,
-            length,
-            chunks,
-            heads,
-            *k.stride()[:3],
-            *v.stride()[:3],
-            CHUNK=FEATURE_CHUNK,
-            BLOCK=128 if _on_hopper(k.device) else 64,
-            D=dim,
-            num_warps=4,
-            num_stages=2,
-        )
-    return kv.sum(dim=2) / length, k_sum.sum(dim=2) / length
+def attend_quantized_triton(inputs: SlaInputs) -> QuantizedActivations:
+    """The same kernel writing int8 codes and a scale per row and head."""
+    batch, length, heads, dim = inputs.q.shape
+    codes = torch.empty(batch * length, heads * dim, dtype=torch.int8, device=inputs.q.device)
+    scale = torch.empty(heads, batch * length, dtype=torch.float32, device=inputs.q.device)
+    _launch(inputs, codes, scale)
+    return QuantizedActivations(codes, scale)
 
 
-def quantize_queries_triton(q: Tensor) -> QuantizedHeads:
-    """`sage.quantize_queries_ref` as a kernel."""
-    batch, length, heads, _ = q.shape
-    scale = torch.empty(batch, heads, length, dtype=torch.float32, device=q.device)
-    return _quantize_heads(q, scale, None, BLOCK_Q)
-
-
-def quantize_keys_triton(k: Tensor, k_mean: Tensor) -> QuantizedHeads:
-    """`sage.quantize_keys_ref` as a kernel."""
-    batch, length, heads, _ = k.shape
-    blocks = triton.cdiv(length, BLOCK_K)
-    scale = torch.empty(batch, heads, blocks, dtype=torch.float32, device=k.device)
-    return _quantize_heads(k, scale, k_mean.contiguous(), BLOCK_K)
-
-
-def _quantize_heads(x: Tensor, scale: Tensor, mean: Tensor | None, block: int) -> QuantizedHeads:
-    batch, length, heads, dim = x.shape
-    codes = torch.empty(batch, length, heads, dim, dtype=torch.int8, device=x.device)
-    blocks = triton.cdiv(length, block)
-    with torch.cuda.device_of(x):
-        _quantize_heads_kernel[(blocks, batch * heads)](
-            x,
-            mean if mean is not None else scale,
-            codes,
-            scale,
-            length,
-            blocks,
-            heads,
-            *x.stride()[:3],
-            AMAX_MIN=AMAX_FLOOR,
-            CODE_LIMIT=float(CODE_MAX),
-            SMOOTH=mean is not None,
-            BLOCK=block,
-            D=dim,
-            num_warps=4,
-        )
-    return QuantizedHeads(codes, scale)
-
-
-def sparse_linear_attention_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    blocks: Tensor,
-    branch: LinearBranch | None,
-    quantized: tuple[QuantizedHeads, QuantizedHeads] | None = None,
-) -> Tensor:
-    """Launch the attention: 16-bit scores, or int8 ones where `quantized` holds queries and keys."""
-    batch, length, heads, dim = q.shape
-    if blocks.shape[:3] != (batch, heads, triton.cdiv(length, BLOCK_Q)) or any(x.stride(-1) != 1 for x in (q, k, v)):
+def _launch(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> None:
+    q, v, blocks, keys = inputs.q, inputs.v, inputs.blocks, inputs.keys
+    q8, k8 = inputs.q_codes, keys.codes
+    k = k8.codes if k8 else inputs.k
+    if any(x.stride(-1) != 1 for x in (q, k, v)):
         raise ValueError(
-            f"sparse-linear attention: blocks must be [batch, heads, query blocks, kept] for q {tuple(q.shape)} and "
-            f"the last dimension contiguous, got blocks {tuple(blocks.shape)}"
+            "sparse-linear attention: the last dimension of q, k and v must be contiguous, got strides "
+            f"{q.stride()}, {k.stride()} and {v.stride()}"
         )
-    out = torch.empty(batch, length, heads, dim, dtype=q.dtype, device=q.device)
-    q8, k8 = quantized if quantized is not None else (None, None)
+    batch, length, heads, dim = q.shape
+    hopper = _on_hopper(q.device)
+    tma = hopper and _has_descriptors() and q.is_cuda and all(_whole_rows(x) for x in (k, v))
+    headroom, gap = BOUND_RANGE[q.dtype]
     with torch.cuda.device_of(q):
         _sparse_linear_kernel[(blocks.shape[2], batch * heads)](
             q,
-            k,
-            v,
+            _descriptor(k) if tma else k,
+            _descriptor(v) if tma else v,
             q8.codes if q8 else q,
-            k8.codes if k8 else k,
-            q8.scale if q8 else out,
-            k8.scale if k8 else out,
+            q8.scale if q8 else keys.ball.radius,
+            k8.scale if k8 else keys.ball.radius,
+            keys.ball.centre,
+            keys.ball.radius,
             blocks.contiguous(),
-            branch.values.to(q.dtype).contiguous() if branch else out,
-            branch.k_mean.contiguous() if branch else out,
-            branch.bias if branch else out,
+            keys.branch.values.to(q.dtype).contiguous(),
+            keys.branch.k_mean.contiguous(),
+            keys.branch.bias,
             out,
+            out_scale if out_scale is not None else keys.ball.radius,
             math.log2(math.e) / math.sqrt(dim),
-            branch.eps if branch else 0.0,
+            keys.branch.eps,
             length,
             k.shape[1],
+            batch * length,
             heads,
             blocks.shape[3],
             blocks.shape[2],
@@ -354,19 +266,42 @@ def sparse_linear_attention_triton(
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
-            INT8=quantized is not None,
-            LINEAR=branch is not None,
+            AMAX_MIN=AMAX_FLOOR,
+            HEADROOM=headroom,
+            GAP=gap,
+            INT8=q8 is not None,
+            QUANTIZE=out_scale is not None,
+            TMA=tma,
+            CHUNK=32,
             BLOCK_M=BLOCK_Q,
             BLOCK_N=BLOCK_K,
             D=dim,
-            num_warps=4 if _on_hopper(q.device) else 8,
+            num_warps=4 if hopper else 8,
             num_stages=2,
         )
-    return out
+
+
+@functools.cache
+def _has_descriptors() -> bool:
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def _whole_rows(x: Tensor) -> bool:
+    """Whether tensor descriptors can describe x [B, L, H, D]: heads side by side, strides of whole 16 bytes."""
+    return x.stride(2) == x.shape[3] and all(
+        n % 16 == 0 for n in (x.data_ptr(), *(s * x.element_size() for s in x.stride()[:2]))
+    )
+
+
+def _descriptor(x: Tensor):
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    batch, length, heads, dim = x.shape
+    return TensorDescriptor(x, [batch, length, heads * dim], [*x.stride()[:2], 1], [1, BLOCK_K, dim])
 
 
 @functools.cache
 def _on_hopper(device: torch.device) -> bool:
     """Where launch shapes were measured. Elsewhere those that spill nothing when compiled are taken, not timed: the
-    attention spills up to 1.2 kB a thread with 4 warps and nothing with 8, the feature sums 0.5 kB in blocks of 128."""
+    attention spills up to 1.2 kB a thread with 4 warps and nothing with 8."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9

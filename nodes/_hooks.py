@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..turbo_core.hooks import BlockInputs, Hooks
 from ..turbo_core.rope import RopeOptions
+from ..turbo_core.text import EmbeddedText
 from ._operations import throw_if_interrupted
 
 Options = dict[str, Any]
@@ -44,13 +45,14 @@ class ComfyHooks(Hooks):
         def original(args: Options) -> Options:
             outer, self.options = self.options, args.get("transformer_options", self.options)
             try:
-                return {"img": run(BlockInputs(args["img"], args["txt"], args["vec"], args["pe"]))}
+                # A patch may have changed txt, in place too: nothing that was made of it before is taken over.
+                return {"img": run(BlockInputs(args["img"], EmbeddedText(args["txt"]), args["vec"], args["pe"]))}
             finally:
                 self.options = outer
 
         args = {
             "img": inputs.x,
-            "txt": inputs.context,
+            "txt": inputs.text.x,
             "vec": inputs.modulation,
             "pe": inputs.rotation,
             "transformer_options": self.options,
@@ -78,10 +80,20 @@ class ComfyHooks(Hooks):
         )
         return out.unflatten(2, (heads, -1))
 
-    def self_attention(self, out: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        for patch in self._patches("attn1_patch"):
-            out = patch({"x": out, "q": q, "k": k, "transformer_options": self.options})
-        return out
+    def replaces_dense_attention(self) -> bool:
+        return "optimized_attention_override" in self.options
+
+    def self_attention_patch(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        patches = self._patches("attn1_patch")
+        if not patches:
+            return None
+
+        def apply(out: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            for patch in patches:
+                out = patch({"x": out, "q": q, "k": k, "transformer_options": self.options})
+            return out
+
+        return apply
 
     def cross_attention(self, x: Tensor) -> Tensor:
         for patch in self._patches("attn2_patch"):

@@ -36,8 +36,8 @@ log = logging.getLogger("turbowan")
 
 FOLDER = "diffusion_models"
 DEQUANTIZED = torch.bfloat16
-CONVERSION_BYTES = 2**30  # on the GPU while a file's precision is changed: a few fp32 copies of one layer
 ROW_CODES = {"channelwise": torch.int8, "fp8": torch.float8_e4m3fn}  # precisions with a scale per output channel
+CONVERSION_BYTES = 2**30  # on the GPU while a file's precision is changed: a few fp32 copies of one layer
 PUBLISHED_ROWS = 128  # tokens that share an activation scale in TurboDiffusion's own kernels
 
 
@@ -130,17 +130,16 @@ def _at_precision(
         raise SettingsError(f"precision: must be one of {', '.join(PRECISIONS)}, got {precision!r}; choose auto")
     name, quantized = source.path.name, source.config.quantized
     config = dataclasses.replace(source.config, quantized=precision != "bf16")
-    if precision in ROW_CODES:
+    if precision in (*ROW_CODES, "bf16" if quantized else "int8"):
         comfy.model_management.free_memory(CONVERSION_BYTES, device)
+    if precision in ROW_CODES:
         report = _progress(name, precision)
         tensors, noise = channelwise.to_row_codes(source.tensors, ROW_CODES[precision], device, report)
         log.info("TurboLoader: %s as %s: %s", name, precision, noise)
         return tensors, config, noise
     if precision == "int8" and not quantized:
-        comfy.model_management.free_memory(CONVERSION_BYTES, device)
         return block_int8.quantize_tensors(source.tensors, _progress(name, precision), device), config, None
     if precision == "bf16" and quantized:
-        comfy.model_management.free_memory(CONVERSION_BYTES, device)
         return block_int8.dequantize_tensors(source.tensors, DEQUANTIZED, device), config, None
     if precision == "exact" and not quantized:
         log.warning("TurboLoader: %s is not quantized, so that 'exact' changes nothing", name)

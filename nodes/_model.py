@@ -19,8 +19,8 @@ from ..turbo_core import rcm
 from ..turbo_core.channelwise import WeightNoise
 from ..turbo_core.checkpoint import TURBODIFFUSION
 from ..turbo_core.config import T2V_CHANNELS, WanConfig
-from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError
-from ..turbo_core.layers import TorchOperations
+from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError, SettingsError
+from ..turbo_core.layers import ROW_LINEARS, Linear, TorchOperations
 from ..turbo_core.model import TurboWan
 from ._hooks import ComfyHooks, Options, rope_options
 from ._operations import progress_bar, throw_if_interrupted
@@ -133,6 +133,7 @@ class TurboWanBase(comfy.model_base.WAN21):
 
     def state_dict_for_saving(self, *tensors: Any, **named_tensors: Any) -> dict[str, Any]:
         """The host's file with a mark that native names cannot carry; its arguments differ by version."""
+        _refuse_row_codes(self.diffusion_model)
         saved = super().state_dict_for_saving(*tensors, **named_tensors)
         saved[SAVED_PREFIX + TURBODIFFUSION] = torch.tensor([self.rounds_timestep], dtype=torch.uint8)
         return saved
@@ -204,3 +205,12 @@ class TurboWanSupported(comfy.supported_models.WAN21_T2V):
 
     def get_model(self, state_dict: dict, prefix: str = "", device: torch.device | None = None) -> TurboWanBase:
         return TurboWanBase(self, device=device)
+
+
+def _refuse_row_codes(network: TurboWan) -> None:
+    """Codes with a scale per output channel are made for a GPU from a file, and no reader takes them from one."""
+    if any(isinstance(module, Linear) and module.codes_format in ROW_LINEARS for module in network.modules()):
+        raise SettingsError(
+            "saving: the model must keep its file's precision, got weights rounded to one scale per output channel "
+            "(channelwise or fp8); set TurboLoader's precision to auto, save, and choose it for the saved file"
+        )

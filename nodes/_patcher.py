@@ -22,8 +22,6 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor, nn
 
-from ..turbo_core.errors import SettingsError
-from ..turbo_core.layers import ROW_LINEARS, Linear
 from ._model import TurboWanBase
 
 NETWORK = "diffusion_model"
@@ -57,7 +55,6 @@ class _Careful:
         vae_state_dict: dict[str, Tensor] | None = None,
         clip_vision_state_dict: dict[str, Tensor] | None = None,
     ) -> dict[str, Any]:
-        _refuse_row_codes(self.model.diffusion_model)
         return self.model.state_dict_for_saving(
             _patched_state_dict(self),
             clip_state_dict=clip_state_dict,
@@ -98,15 +95,6 @@ def _patched_state_dict(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, 
         parts = weight.state_dict(name) if isinstance(weight, QuantizedTensor) else {name: weight}
         tensors.update({part: tensor.to("cpu") for part, tensor in parts.items()})
     return tensors
-
-
-def _refuse_row_codes(network: nn.Module) -> None:
-    """Codes with a scale per output channel are made for a GPU from a file, and no reader takes them from one."""
-    if any(isinstance(module, Linear) and module.codes_format in ROW_LINEARS for module in network.modules()):
-        raise SettingsError(
-            "saving: the model must keep its file's precision, got weights rounded to one scale per output channel "
-            "(channelwise or fp8); set TurboLoader's precision to auto, save, and choose it for the saved file"
-        )
 
 
 def _patched_as_used(network: nn.Module) -> Iterator[str]:

@@ -85,6 +85,8 @@ class Trajectory:
             self._state = x
         if self.noise is None:
             self.noise = StepNoise(x.shape, x.device, options.get("seed") or 0)
+        if self.stochastic:
+            self.noise.draw_ahead()
 
         def predict(state: Tensor, t: float) -> Tensor:
             return model(state, state.new_full(state.shape[:1], t), **options)

@@ -39,13 +39,13 @@ def lend(vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan])
     is compiled the first time, with progress.
     """
     vae.throw_exception_if_invalid()
-    shapes = wan_vae.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
-    needed = plan(shapes).working_bytes + comfy.model_management.module_size(vae.first_stage_model)
+    ours = wan_vae.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
+    needed = plan(ours).working_bytes + comfy.model_management.module_size(vae.first_stage_model)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
     # Weights that the host has put on the device are shared; what it streams is copied for the length of the call.
-    lent = wan_vae.from_tensors(vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
-    kind = (direction, lent.device, lent.dtype, lent.config)
+    wan_vae.fill(ours, vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
+    kind = (direction, ours.device, ours.dtype, ours.config)
     if kind not in _compiled_for:
-        lent.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)
+        ours.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)
         _compiled_for.add(kind)
-    return lent, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))
+    return ours, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))

@@ -40,6 +40,9 @@ LORA_INT8 = 0.02
 LORAS_INT8 = 0.03
 # A LoRA on streamed int8 weights, which then run dense, and the dense merged weights.
 LORA_STREAMED = 0.05
+# e4m3 weights and the dense weights they stand for, sampled; and with a LoRA, rounded to e4m3 again stochastically.
+FP8_MODEL = 0.03
+LORA_FP8 = 0.06
 # What must change a result changes it by more than this.
 MOVED = 0.01
 MOVED_SLIGHTLY = 1e-3

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import sage, sageattention, sla
+from ..kernels import sageattention, sla
+from ..kernels.block_int8 import QuantizedActivations
 from ..kernels.dispatch import BackendUnavailableError
+from ..kernels.qk_norm import PooledHeads
 from .config import WanConfig
 from .errors import SettingsError
 
@@ -63,7 +65,7 @@ def resolve(
                 "or install a sageattention build for this torch and GPU"
             )
     if mode == "sagesla":
-        reason = sage.SAGE.refusal(torch.empty(0, config.head_dim, dtype=dtype, device=device))
+        reason = sla.SAGE.refusal(torch.empty(0, config.head_dim, dtype=dtype, device=device))
         if reason is not None:
             raise BackendUnavailableError(
                 f"attention: 'sagesla' needs its Triton kernel on this GPU, but {reason}; choose sla or auto"
@@ -78,18 +80,18 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def sparse_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, proj_weight: Tensor, proj_bias: Tensor, settings: AttentionSettings
+    q: PooledHeads, k: PooledHeads, v: Tensor, proj_weight: Tensor, proj_bias: Tensor, settings: AttentionSettings
 ) -> Tensor:
-    """SLA or SageSLA on [B, L, H, D]; see `kernels.sla` for the mathematics.
+    """SLA, or SageSLA where q holds int8 codes: [B, L, H, D]; see `kernels.sla` for the mathematics.
 
     Args:
         proj_weight, proj_bias: `proj_l`, [D, D] and [D].
     """
-    length = k.shape[1]
-    pooled_k = sla.mean_pool(k, sla.BLOCK_K)
-    k_mean = sla.key_mean(pooled_k, length)
-    blocks = sla.route(sla.mean_pool(q, sla.BLOCK_Q), pooled_k, k_mean, sla.kept_blocks(length, settings.topk))
-    branch = sla.linear_branch(k, v, proj_weight, proj_bias)
-    if settings.mode == "sagesla":
-        return sage.sage_sparse_linear_attention(q, k, v, k_mean, blocks, branch)
-    return sla.sparse_linear_attention(q, k, v, blocks, branch)
+    return sla.attend(sla.prepare(q, k, v, proj_weight, proj_bias, settings.topk))
+
+
+def sparse_linear_attention_quantized(
+    q: PooledHeads, k: PooledHeads, v: Tensor, proj_weight: Tensor, proj_bias: Tensor, settings: AttentionSettings
+) -> QuantizedActivations:
+    """`sparse_linear_attention` as int8 codes with a scale per row and head, for a projection that takes them."""
+    return sla.attend_quantized(sla.prepare(q, k, v, proj_weight, proj_bias, settings.topk))

@@ -111,6 +111,8 @@ def _bench(arguments: argparse.Namespace) -> None:
     stages = tuple(arguments.stages.split(","))
     if unknown := [stage for stage in stages if stage not in BENCH_STAGES]:
         raise SettingsError(f"bench: stages must be among {', '.join(BENCH_STAGES)}, got {', '.join(unknown)}")
+    if arguments.repeats < 1:
+        raise SettingsError(f"bench: repeats must be 1 or more, got {arguments.repeats}")
     request = _benchmark("request").Request(
         stages=stages,
         model=arguments.model,
@@ -154,7 +156,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         name="bench",
-        summary="time kernels, steps, VAE and prompts on this GPU, beside their peers",
+        summary="time this GPU, beside its peers",
         add_arguments=_bench_arguments,
         run=_bench,
     ),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kernels.norm import Rotation
 from .attention import dense_attention
+from .text import EmbeddedText
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,13 @@ class BlockInputs:
 
     Attributes:
         x: [B, L, C] tokens.
-        context: [B, S, C] embedded text.
+        text: the embedded prompt, S tokens.
         modulation: fp32 [B, 6, C] from the timestep, before the block's own modulation is added.
         rotation: RoPE tables of the L tokens.
     """
 
     x: Tensor
-    context: Tensor
+    text: EmbeddedText
     modulation: Tensor
     rotation: Rotation
 
@@ -49,9 +50,16 @@ class Hooks:
         """Softmax attention: q [B, L, H, D], k and v [B, S, H, D] → [B, L, H, D]."""
         return dense_attention(q, k, v)
 
-    def self_attention(self, out: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Change self-attention's output [B, L, C] before its output projection; q, k [B, L, H, D]."""
-        return out
+    def replaces_dense_attention(self) -> bool:
+        """Whether `dense_attention` must be called; where not, a kernel may compute the same together with more."""
+        return type(self).dense_attention is not Hooks.dense_attention
+
+    def self_attention_patch(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """What changes self-attention's output before its output projection, or None, so that it may stay int8 codes.
+
+        The patch takes the output [B, L, C] and q, k [B, L, H, D], and returns an output.
+        """
+        return None
 
     def cross_attention(self, x: Tensor) -> Tensor:
         """Change the tokens [B, L, C] after the cross-attention residual."""

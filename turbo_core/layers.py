@@ -246,27 +246,24 @@ def linear(
     arithmetic of block-int8 and gets it everywhere.
     """
     weight, like = lent.weight, activation.like
-    if isinstance(weight, BlockInt8) and (rows == block_int8.BLOCK or block_int8.LINEAR.accepts(like)):
-        codes = activation.quantized(rows)
-        y = block_int8.linear(codes, weight, lent.bias, gelu=gelu, like=like, residual=residual)
-        return y.reshape(*like.shape[:-1], y.shape[-1])
-    y = _linear_without_residual(activation, lent, gelu)
+    if isinstance(weight, BlockInt8):
+        if rows == block_int8.BLOCK or block_int8.LINEAR.accepts(like):
+            codes = activation.quantized(rows)
+            y = block_int8.linear(codes, weight, lent.bias, gelu=gelu, like=like, residual=residual)
+            return y.reshape(*like.shape[:-1], y.shape[-1])
+        weight = weight.dequantize(like.dtype)
+    elif isinstance(weight, RowCodes):
+        backend = ROW_LINEARS[weight.dtype]
+        if weight.shape[1] % ROWS_MULTIPLE == 0 and backend.LINEAR.accepts(like):
+            codes = activation.rows(weight.dtype)
+            y = backend.linear(codes, weight, lent.bias, gelu=gelu, like=like, residual=residual)
+            return y.reshape(*like.shape[:-1], y.shape[-1])
+        weight = weight.dequantize(like.dtype)
+    y = F.linear(activation.x, weight, lent.bias)
+    y = F.gelu(y, approximate="tanh") if gelu else y
     if residual is None:
         return y
     return residual.x + y if residual.gate is None else gated_residual(residual.x, y, residual.gate)
-
-
-def _linear_without_residual(activation: Activation, lent: Lent, gelu: bool) -> Tensor:
-    """By the kernel for codes with a scale per output channel, or with the weight dense."""
-    weight, like = lent.weight, activation.like
-    if isinstance(weight, RowCodes):
-        backend = ROW_LINEARS[weight.dtype]
-        if weight.shape[1] % ROWS_MULTIPLE == 0 and backend.LINEAR.accepts(like):
-            y = backend.linear(activation.rows(weight.dtype), weight, lent.bias, gelu=gelu, like=like)
-            return y.reshape(*like.shape[:-1], y.shape[-1])
-    dense = weight if isinstance(weight, Tensor) else weight.dequantize(like.dtype)
-    y = F.linear(activation.x, dense, lent.bias)
-    return F.gelu(y, approximate="tanh") if gelu else y
 
 
 def pop_codes(state_dict: dict[str, Any], prefix: str) -> Tensor | None:

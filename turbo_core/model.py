@@ -27,14 +27,24 @@ from ..kernels.norm import (
     layer_norm_rows,
     rms_norm_rope,
 )
+from ..kernels.qk_norm import qk_norm
+from ..kernels.routing import BLOCK_K, BLOCK_Q
 from ..kernels.sageattention import sage_dense_attention
-from .attention import AttentionSettings, sparse_linear_attention
+from ..kernels.sla import SPARSE
+from ..kernels.text_attention import TEXT_ATTENTION, norm_keys, text_attention, text_attention_quantized
+from .attention import (
+    SPARSE_MODES,
+    AttentionSettings,
+    sparse_linear_attention,
+    sparse_linear_attention_quantized,
+)
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
 from .layers import BLOCK_CODES, ROW_LINEARS, Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
+from .text import EmbeddedText
 
 MISSING_SHOWN = 8
 
@@ -97,7 +107,8 @@ class TurboWan(nn.Module):
         frames, rows, columns = (n // p for n, p in zip(x.shape[2:], self.config.patch_size, strict=True))
         time, modulation = self._embed_time(timestep)
         tokens = self._patchify(x)
-        text = self.text_embedding[2](self.text_embedding[0](context.to(x.dtype), gelu=True))
+        states = self.text_embedding[2](self.text_embedding[0](context.to(x.dtype), gelu=True))
+        text = EmbeddedText(states, context)
         table = rotation((frames, rows, columns), self.config.head_dim, x.device, rope)
         hooks.start((frames, rows, columns), len(self.blocks))
         for index, block in enumerate(self.blocks):
@@ -223,19 +234,20 @@ class Block(nn.Module):
 
     def forward(self, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Tensor:
         x = inputs.x
-        own = self.modulation.to(x.device, torch.float32)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (own + inputs.modulation).unbind(1)
+        modulation = self.modulation.to(x.device) + inputs.modulation
+        shift1, _, gate1, shift2, _, gate2 = modulation.unbind(1)
+        multiplier1, multiplier2 = (1 + modulation[:, 1::3]).unbind(1)
         hooks.interrupted()
         attn = self.self_attn
-        normed = _normed(x, 1 + scale1, shift1, self.eps, (attn.q, attn.k, attn.v))
+        normed = _normed(x, multiplier1, shift1, self.eps, (attn.q, attn.k, attn.v))
         x = attn(normed, inputs, attention, hooks, GatedResidual(x, gate1))
         hooks.interrupted()
         normed = _affine_normed(self.norm3, x, (self.cross_attn.q,))
-        x = self.cross_attn(normed, inputs.context, hooks, GatedResidual(x))
+        x = self.cross_attn(normed, inputs.text, hooks, GatedResidual(x))
         x = hooks.cross_attention(x)
         hooks.interrupted()
         up, _, down = self.ffn
-        hidden = up.feed(down, _normed(x, 1 + scale2, shift2, self.eps, (up,)), gelu=True)
+        hidden = up.feed(down, _normed(x, multiplier2, shift2, self.eps, (up,)), gelu=True)
         return down(hidden, residual=GatedResidual(x, gate2))
 
 
@@ -274,30 +286,53 @@ class SelfAttention(_Attention):
         residual: GatedResidual,
     ) -> Tensor:
         """The tokens after attention: `residual.x` plus this layer's gated output."""
+        attend = self._sparse if attention.mode in SPARSE_MODES else self._dense
+        return self.o(attend(x, inputs, attention, hooks), residual=residual)
+
+    def _dense(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Activation:
         q = self._split(_rms_norm(self.norm_q, self.q(x), inputs))
         k = self._split(_rms_norm(self.norm_k, self.k(x), inputs))
         v = self._split(self.v(x))
         hooks.interrupted()
-        if attention.mode == "dense":
-            out = hooks.dense_attention(q, k, v)
-        elif attention.mode == "sageattention":
-            out = sage_dense_attention(q, k, v)
-        else:
-            with self.proj_l.lend(q) as proj:
-                out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)
-        return self.o(hooks.self_attention(out.flatten(2), q, k), residual=residual)
+        kernel = sage_dense_attention if attention.mode == "sageattention" else hooks.dense_attention
+        return _patched(kernel(q, k, v), q, k, hooks)
+
+    def _sparse(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Activation:
+        with self.norm_q.lend(x.like) as lent:
+            int8 = attention.mode == "sagesla"
+            q = qk_norm(self.q(x), lent.weight, self.norm_q.eps, inputs.rotation, self.heads, BLOCK_Q, int8)
+        with self.norm_k.lend(x.like) as lent:
+            k = qk_norm(self.k(x), lent.weight, self.norm_k.eps, inputs.rotation, self.heads, BLOCK_K)
+        v = self._split(self.v(x))
+        hooks.interrupted()
+        with self.proj_l.lend(v) as proj:
+            if self.o.takes == BLOCK_CODES and hooks.self_attention_patch() is None and SPARSE.accepts(v):
+                codes = sparse_linear_attention_quantized(q, k, v, proj.weight, proj.bias, attention)
+                return Activation.of_codes(codes, x.like)
+            out = sparse_linear_attention(q, k, v, proj.weight, proj.bias, attention)
+        return _patched(out, q.x, k.x, hooks)
 
 
 class CrossAttention(_Attention):
     """Attention from the video's tokens to the text's."""
 
-    def forward(self, x: Activation, context: Tensor, hooks: Hooks, residual: GatedResidual) -> Tensor:
+    def forward(self, x: Activation, text: EmbeddedText, hooks: Hooks, residual: GatedResidual) -> Tensor:
         """The tokens after attention to the text: `residual.x` plus this layer's output."""
-        text = Activation(context)
-        q = self._split(_rms_norm(self.norm_q, self.q(x)))
-        k = self._split(_rms_norm(self.norm_k, self.k(text)))
-        v = self._split(self.v(text))
-        return self.o(hooks.dense_attention(q, k, v).flatten(2), residual=residual)
+        q, k, v = self.q(x), self.k(text), self.v(text)
+        if TEXT_ATTENTION.accepts(q) and not hooks.replaces_dense_attention():
+            return self.o(self._fused(q, k, v, text), residual=residual)
+        q, k = self._split(_rms_norm(self.norm_q, q)), self._split(_rms_norm(self.norm_k, k))
+        return self.o(hooks.dense_attention(q, k, self._split(v)).flatten(2), residual=residual)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, text: EmbeddedText) -> Activation:
+        """Query norm, attention and the quantization for the output projection in one pass over q."""
+        like, eps = q, self.norm_q.eps
+        q, k, v = self._split(q), self._split(k), self._split(v)
+        with self.norm_q.lend(q) as norm_q, self.norm_k.lend(k) as norm_k:
+            k = norm_keys(k, norm_q.weight, norm_k.weight, self.norm_k.eps)
+        if self.o.takes == BLOCK_CODES:
+            return Activation.of_codes(text_attention_quantized(q, k, v, eps, repeats=text.repeats), like)
+        return Activation(text_attention(q, k, v, eps, repeats=text.repeats).flatten(2))
 
 
 class Head(nn.Module):
@@ -327,6 +362,12 @@ def sinusoid(position: Tensor, dim: int) -> Tensor:
 def _rms_norm(norm: RMSNorm, x: Tensor, rotated_for: BlockInputs | None = None) -> Tensor:
     with norm.lend(x) as lent:
         return rms_norm_rope(x, lent.weight, norm.eps, rotated_for.rotation if rotated_for else None)
+
+
+def _patched(out: Tensor, q: Tensor, k: Tensor, hooks: Hooks) -> Activation:
+    """Self-attention's output [B, L, H, D], changed where a hook wants it, for the projection that follows."""
+    patch = hooks.self_attention_patch()
+    return Activation(out.flatten(2) if patch is None else patch(out.flatten(2), q, k))
 
 
 def _normed(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: tuple[Linear, ...]) -> Activation:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 import torch
@@ -82,12 +83,32 @@ class StepNoise:
         on_cpu = order == "comfy"
         self._generator = torch.Generator(device="cpu" if on_cpu else device)
         self._generator.manual_seed(seed ^ STEP_STREAM if on_cpu else seed)
+        self._drawer: ThreadPoolExecutor | None = None
         self.initial = None if on_cpu else self()
+
+    def draw_ahead(self) -> None:
+        """From now on draw in another thread, one step ahead, so that a GPU does not wait for the CPU's draw."""
+        if self._drawer is None and self._generator.device != self.device:
+            self._drawer = ThreadPoolExecutor(1, "turbowan-noise")
+            self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+            self._next = self._drawer.submit(self._draw)
 
     def __call__(self) -> Tensor:
         """One standard normal draw of `shape`, fp32 on `device`."""
+        if self._drawer is None:
+            return self._draw()
+        drawn = self._next.result()
+        if self._stream is not None:
+            drawn.record_stream(torch.cuda.current_stream(self.device))
+        self._next = self._drawer.submit(self._draw)
+        return drawn
+
+    def _draw(self) -> Tensor:
         drawn = torch.randn(self.shape, generator=self._generator, dtype=torch.float32, device=self._generator.device)
-        return drawn.to(self.device)
+        if self._drawer is None or self._stream is None:
+            return drawn.to(self.device)
+        with torch.cuda.stream(self._stream):  # the copy must not queue behind the step that it should overlap
+            return drawn.to(self.device)
 
 
 def sample(

@@ -318,14 +318,25 @@ def from_tensors(
 
     ``device`` and ``dtype`` convert what lies elsewhere or in another type; only those tensors are copied.
     """
-    vae = shaped_like(tensors)
+    return fill(shaped_like(tensors), tensors, assign=assign, device=device, dtype=dtype)
+
+
+def fill(
+    vae: WanVAE,
+    tensors: Mapping[str, Tensor],
+    *,
+    assign: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> WanVAE:
+    """``vae`` over ``tensors``, of which ``shaped_like`` made it; options as in ``from_tensors``."""
     _check_names(vae.state_dict(), tensors)
     converted = {
         name: tensor.detach().to(device=device, dtype=dtype, copy=not assign) for name, tensor in tensors.items()
     }
     _check_values(converted)
     vae.load_state_dict(converted, assign=True)
-    return vae.requires_grad_(False).eval()
+    return vae
 
 
 def shaped_like(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> WanVAE:
@@ -347,7 +358,8 @@ def shaped_like(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None)
             f"{error}; use wan_2.1_vae.safetensors"
         ) from error
     with torch.device("meta"):
-        return WanVAE(config).to(dtype)
+        vae = WanVAE(config).eval()
+    return vae if dtype is None else vae.to(dtype)
 
 
 def _check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -379,11 +391,12 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             f"VAE: weights must be bf16, fp16 or fp32, got {', '.join(sorted(map(str, types)))}; "
             f"use an unquantized wan_2.1_vae.safetensors"
         )
-    finite: defaultdict[torch.device, list[Tensor]] = defaultdict(list)  # a host may spread them
+    # One wait for the GPU per kind of vector; a host may spread them over devices.
+    vectors: defaultdict[tuple[torch.device, int], list[Tensor]] = defaultdict(list)
     for name, tensor in tensors.items():
         if name.endswith((".bias", ".gamma")):
-            finite[tensor.device].append(tensor.isfinite().all())
-    if not all(bool(torch.stack(flags).all()) for flags in finite.values()):  # one wait per device, not per vector
+            vectors[tensor.device, tensor.ndim].append(tensor)
+    if not all(bool(torch.cat(group).isfinite().all()) for group in vectors.values()):
         raise CheckpointError("VAE: norms and biases must be finite, got NaN or infinity; download the file again")
 
 

@@ -76,13 +76,20 @@ class TinyGraph(Graph):
         return made, output(made, 2)
 
     def own_i2v(
-        self, text: Link, batch: int = 1, *, length: int = LENGTH, vae: Link | None = None, **image: int
+        self,
+        text: Link,
+        batch: int = 1,
+        *,
+        size: tuple[int, int] = (WIDTH, HEIGHT),
+        length: int = LENGTH,
+        vae: Link | None = None,
+        **image: int,
     ) -> tuple[Link, Link]:
         """Conditioning and latent of TurboImageToVideo, of the same image unless told otherwise."""
         shown = self.add("TestImage", **({"seed": 5, "width": WIDTH, "height": HEIGHT, "batch": 1} | image))
         made = self.add(
             "TurboImageToVideo", conditioning=text, vae=vae or self.vae(), image=shown, resolution="custom",
-            aspect="adaptive", width=WIDTH, height=HEIGHT, length=length, batch_size=batch,
+            aspect="adaptive", width=size[0], height=size[1], length=length, batch_size=batch,
         )  # fmt: skip
         return made, output(made, 1)
 

@@ -1,6 +1,7 @@
 """TurboLoader's precision `channelwise` in a real ComfyUI: near the file's own, under LoRAs, streamed, and told of.
 
-`fp8` needs a GPU: on the CPU of these tests it is refused (`test_bad_inputs`).
+`fp8` needs a GPU: on the CPU of these tests it is refused (`test_bad_inputs`), and a test node loads it all the same,
+so that the host's handling of its weights is tested.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from host.client import ComfyClient
 from host.graphs import TinyGraph, finished
 from host.server import ComfyProcess
 from host.workflow import Link
-from tolerances import DEQUANTIZED, LORA_INT8, LORA_STREAMED, OTHER_PRECISION, SQNR_ROW_CODES_DB
+from tolerances import (
+    DEQUANTIZED,
+    FP8_MODEL,
+    LORA_FP8,
+    LORA_INT8,
+    LORA_STREAMED,
+    OTHER_PRECISION,
+    SQNR_ROW_CODES_DB,
+)
 
 SAID = re.compile(r"signal-to-noise ratio of the weights ([\d.]+) dB \(median of 20 layers\), ([\d.]+) dB \(lowest")
 
@@ -138,3 +147,27 @@ def test_saving_is_refused_with_the_remedy(client: ComfyClient) -> None:
     run = client.run(graph.prompt)
     assert run.ending == "execution_error"
     assert "precision to auto" in run.error
+
+
+def test_fp8_weights_are_streamed_patched_and_not_saved(client: ComfyClient) -> None:
+    graph = TinyGraph()
+    text, latent = graph.text(), graph.empty()
+    model = graph.add("TestFp8Model", file=models.T2V_DEQUANTIZED)
+    part = graph.add("TestPatcher", model=model, kind="partial", budget=1)
+    loaded, streamed = graph.t2v(model, text, latent), graph.t2v(part, text, latent)
+    patched = graph.t2v(_lora(graph, model), text, latent)
+    dense = graph.t2v(graph.load(models.T2V_DEQUANTIZED), text, latent)
+    merged = graph.t2v(graph.load(models.T2V_LORA_MERGED), text, latent)
+    pairs = {"streamed": (streamed, loaded), "base": (loaded, dense), "patched": (patched, merged)}
+    pairs["effect"] = (patched, loaded)
+    comparisons = {name: graph.compare(*pair) for name, pair in pairs.items()}
+    run = finished(client, graph)
+    errors = {name: run.report(node)["relative"] for name, node in comparisons.items()}
+    assert errors["streamed"] == 0, errors
+    assert 1e-3 < errors["base"] < FP8_MODEL, errors
+    assert errors["patched"] < LORA_FP8, errors
+    assert errors["effect"] > 3 * errors["patched"], errors
+    saving = TinyGraph()
+    model = saving.add("TestFp8Model", file=models.T2V_DEQUANTIZED)
+    saving.add("ModelSave", model=model, filename_prefix="diffusion_models/no")
+    assert "precision to auto" in client.run(saving.prompt).error

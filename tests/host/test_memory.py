@@ -45,6 +45,20 @@ def test_streamed_weights_give_the_same_latents(client: ComfyClient, kind: str, 
     assert run.report(probe)["sha256"] == wanted
 
 
+@pytest.mark.parametrize(("file", "converted"), [(models.T2V_QUANT, 0), (models.T2V, 20)])
+def test_the_host_can_read_every_weight_from_its_file(
+    client: ComfyClient, host: ComfyProcess, file: str, converted: int
+) -> None:
+    """As its streaming does it on a GPU, instead of copying from the mapping. Dense block weights are fp32 on a CPU."""
+    if _version(host) < (0, 16):
+        pytest.skip("this ComfyUI does not read weights from files")
+    graph = TinyGraph()
+    reads = graph.add("TestFileReads", model=graph.load(file))[0]
+    report = finished(client, graph).report(reads)
+    assert report["weights"] > 60
+    assert report["equal"] == report["read"] == report["weights"] - converted
+
+
 @pytest.mark.parametrize("kind", ["partial"])
 def test_lora_on_streamed_int8_weights(client: ComfyClient, kind: str) -> None:
     """Near the merged weights, for the LoRA moves the result by far more."""

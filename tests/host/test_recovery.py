@@ -50,6 +50,26 @@ def test_interrupt_stops_within_a_step(client: ComfyClient) -> None:
     assert _reference(client) == before
 
 
+@pytest.mark.parametrize("node", ["TurboVAEDecode", "TurboImageToVideo"])
+def test_interrupt_stops_the_vae_between_frames(client: ComfyClient, node: str) -> None:
+    graph = TinyGraph()
+    if node == "TurboVAEDecode":
+        latent = graph.add("TestLatent", seed=3, channels=16, frames=9, height=60, width=104, batch=1)
+        made = graph.add(node, samples=latent, vae=graph.vae())
+        graph.add("TestImageProbe", image=made)
+    else:
+        made, latent = graph.own_i2v(graph.text(), length=33, size=(832, 480))
+        graph.probe(latent)
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["type"] == "progress" and str(event["data"]["node"]) == made[0] and event["data"]["value"] == 1:
+            client.interrupt()
+
+    run = client.run(graph.prompt, on_event=on_event)
+    assert run.ending == "execution_interrupted"
+    assert run.progress(made[0])[-1][0] < run.progress(made[0])[-1][1]
+
+
 def test_bad_file_then_a_good_one(client: ComfyClient, host: ComfyProcess) -> None:
     before = _reference(client)
     bad = host.models / "diffusion_models" / "broken.pth"

@@ -3,6 +3,8 @@ import torch
 from tolerances import ROUND_TRIP, SQNR_CHANNEL_LINEAR_DB, relative_error, sqnr_db
 
 from turbowan.kernels import channel_fp8, channel_int8
+from turbowan.kernels.block_int8 import GatedResidual
+from turbowan.kernels.dispatch import gluon_refusal
 from turbowan.kernels.row_codes import RowCodes, quantize_rows_ref
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
@@ -16,20 +18,58 @@ def operands(m, k, n, generator, device, dtype=torch.int8) -> tuple[RowCodes, Ro
     return a, quantize_rows_ref(torch.randn(n, k, generator=generator) / k**0.5, dtype).to(device)
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["tiles", "persistent"])
+def launcher(name, device):
+    """The plain kernel, or Hopper's, whatever the dispatcher would take here."""
+    if name == "plain":
+        return pytest.importorskip("turbowan.kernels.channel_int8_triton")._launch
+    reason = gluon_refusal(device)
+    if reason is not None:
+        pytest.skip(reason)
+    from turbowan.kernels.channel_int8_gluon import linear_gluon
+
+    return linear_gluon
+
+
+KERNELS = ["plain", pytest.param("gluon", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-def test_gemm_kernel_equals_reference(shape, gelu, persistent, half, device, generator):
-    kernels = pytest.importorskip("turbowan.kernels.channel_int8_triton")
-    if persistent:
-        pytest.importorskip("triton.tools.tensor_descriptor")
-        if device.type == "cuda" and not kernels.use_tma(device):
-            pytest.skip("this GPU takes no tensor descriptors")
+def test_gemm_kernel_equals_reference(shape, gelu, kernel, half, device, generator):
     a, w = operands(*shape, generator, device)
     bias = torch.randn(shape[2], generator=generator).to(device, half)
     y = torch.empty(shape[0], shape[2], dtype=half, device=device)
-    kernels.launch(a, w, bias, gelu, y, persistent)
-    assert relative_error(y, channel_int8.linear_ref(a, w, bias, gelu, torch.float32)) < ROUND_TRIP[half]
+    launcher(kernel, device)(a, w, bias, gelu, y, None)
+    limit = ROUND_TRIP[half] + (2.0**-11 if gelu and kernel == "gluon" else 0)  # the hardware's tanh
+    assert relative_error(y, channel_int8.linear_ref(a, w, bias, gelu, torch.float32)) < limit
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("gates", [None, 1, 2], ids=["no gate", "one gate", "gates"])
+@pytest.mark.parametrize("batch_shape", [(2, 65, 256, 208), (2, 300, 128, 384)], ids=str)
+def test_gated_residual_is_added_in_the_epilogue(batch_shape, gates, kernel, half, device, generator):
+    batch, length, k, n = batch_shape
+    a, w = operands(batch * length, k, n, generator, device)
+    bias = torch.randn(n, generator=generator).to(device, half)
+    gate = None if gates is None else torch.randn(gates, n, generator=generator).to(device)
+    residual = GatedResidual(torch.randn(batch, length, n, generator=generator).to(device, half), gate)
+    y = torch.empty(batch * length, n, dtype=half, device=device)
+    launcher(kernel, device)(a, w, bias, False, y, residual)
+    ref = residual.add(channel_int8.linear_ref(a, w, bias, False, torch.float32)).reshape(-1, n)
+    assert relative_error(y, ref) < ROUND_TRIP[half]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1000, 512, 640), (20000, 1536, 1024)], ids=["a tile each", "many tiles each"])
+def test_the_two_kernels_give_the_same_bits(shape, half, device, generator):
+    a, w = operands(*shape, generator, device)
+    results = []
+    for kernel in ("plain", "gluon"):
+        y = torch.empty(shape[0], shape[2], dtype=half, device=device)
+        launcher(kernel, device)(a, w, None, False, y, None)
+        results.append(y)
+    assert torch.equal(*results)
 
 
 def test_gemm_without_bias(half, device, generator):
@@ -56,6 +96,9 @@ def test_columns_must_match(device, generator):
     a, w = operands(4, 128, 128, generator, device)[0], operands(4, 256, 128, generator, device)[1]
     with pytest.raises(ValueError, match=r"weight must have 128 columns, got \(128, 256\)"):
         linear_triton(a, w, None, False, torch.float16)
+    residual = GatedResidual(torch.zeros(1, 4, 64, device=device))
+    with pytest.raises(ValueError, match=r"residual must be \[4, 128\], got \(1, 4, 64\)"):
+        linear_triton(a, operands(4, 128, 128, generator, device)[1], None, False, torch.float16, residual)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +118,11 @@ def test_scaled_mm_equals_reference(gelu, half, device, generator):
         pytest.skip(reason)
     a, w = operands(130, 256, 208, generator, device, torch.float8_e4m3fn)
     bias = torch.randn(208, generator=generator).to(device, half)
+    like = torch.randn(2, 65, 208, generator=generator).to(device, half)
+    residual = GatedResidual(like, torch.randn(2, 208, generator=generator).to(device)) if gelu else None
     ref = channel_fp8.linear_ref(a, w, bias, gelu, torch.float32)
-    out = channel_fp8.linear(a, w, bias, gelu=gelu, like=torch.empty(0, 256, dtype=half, device=device))
+    ref = residual.add(ref).reshape(-1, 208) if residual else ref
+    out = channel_fp8.linear(a, w, bias, gelu=gelu, like=like, residual=residual)
     # torch writes the product in bf16, whatever the dtype asked for.
     assert relative_error(out, ref) < 2 * ROUND_TRIP[torch.bfloat16]
 

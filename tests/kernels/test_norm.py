@@ -58,6 +58,31 @@ def test_layer_norm_kernel_writes_fp32_where_asked(x, generator):
     assert relative_error(out, ref) < ROUND_TRIP[torch.float32]
 
 
+@pytest.mark.parametrize("width", [16, 640, 1792, 3584, 5120])
+def test_layer_norm_kernel_at_any_width(half, device, generator, width):
+    """Widths of several pieces, of a power of two of them and not, with a last piece that is not full."""
+    from turbowan.kernels.norm_triton import layer_norm_quantized_triton, layer_norm_triton
+
+    x = (torch.randn(2, 5, width, generator=generator) * 2 + 0.5).to(device, half)
+    multiplier, offset = vector(x, generator), vector(x, generator)
+    ref = norm.layer_norm_ref(x.float(), multiplier, offset, 1e-6)
+    assert relative_error(layer_norm_triton(x, multiplier, offset, 1e-6), ref) < ROUND_TRIP[half]
+    if width % 128 == 0:
+        codes, ref = layer_norm_quantized_triton(x, multiplier, offset, 1e-6), quantize_activations_ref(ref)
+        assert relative_error(codes.scale, ref.scale) < SAME_MATHS_FP32
+        assert (codes.codes.int() - ref.codes.int()).abs().max() <= 1
+
+
+def test_layer_norm_kernel_takes_vectors_as_they_lie(x, generator):
+    """Rows of a [B, 6, C] modulation, and a 16-bit affine weight, without a copy."""
+    from turbowan.kernels.norm_triton import layer_norm_triton
+
+    modulation = torch.randn(x.shape[0], 6, x.shape[2], generator=generator).to(x.device)
+    weight = vector(x, generator, 1).to(x.dtype)
+    ref = norm.layer_norm_ref(x.float(), weight, modulation[:, 4], 1e-6)
+    assert relative_error(layer_norm_triton(x, weight, modulation[:, 4], 1e-6), ref) < ROUND_TRIP[x.dtype]
+
+
 def test_a_vector_of_the_wrong_width_is_refused(half, device):
     from turbowan.kernels.norm_triton import layer_norm_triton
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from turbowan.kernels import block_int8, norm, sage, sla
+from turbowan.kernels import block_int8, channel_int8, norm, qk_norm, routing, row_codes, sla, text_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -25,26 +25,56 @@ def run_all(batch: int, length: int) -> None:
     bias = torch.zeros(384, device=device, dtype=half)
     for rows in (1, 128):
         block_int8.linear(block_int8.quantize_activations(x, rows), w, bias, gelu=True, like=x)
+    w_rows = row_codes.quantize_rows_ref(torch.randn(384, 256, device=device), torch.int8)
+    y = channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_rows, bias, gelu=False, like=x)
+    row_codes.quantize_rows(y, torch.int8, gelu=True)
     vector = torch.randn(batch, 256, device=device)
     table = norm.Rotation(torch.ones(length, 64, device=device), torch.zeros(length, 64, device=device))
     norm.layer_norm(x, vector, vector, 1e-6)
+    norm.layer_norm_rows(x, vector, vector, 1e-6, torch.int8)
     norm.rms_norm_rope(x, vector[0], 1e-6, table)
     norm.gated_residual(x, x, vector)
-    q = k = v = x.unflatten(2, (2, 128))
-    pooled = sla.mean_pool(k, sla.BLOCK_K)
-    mean = sla.key_mean(pooled, length)
-    blocks = sla.route(sla.mean_pool(q, sla.BLOCK_Q), pooled, mean, sla.kept_blocks(length, 0.3))
-    branch = sla.linear_branch(k, v, torch.eye(128, device=device), torch.zeros(128, device=device))
-    sla.sparse_linear_attention(q, k, v, blocks, branch)
-    sage.sage_sparse_linear_attention(q, k, v, mean, blocks, branch)
+    repeats = torch.ones(batch, dtype=torch.int32, device=device)
+    for keys in (128, 100):  # whole blocks of keys, which tensor descriptors read, and a tail
+        text = torch.randn(batch, keys, 2, 128, device=device, dtype=half)
+        text = text_attention.norm_keys(text, vector[0], vector[0], 1e-6)
+        text_attention.text_attention_quantized(x.unflatten(2, (2, 128)), text, text, 1e-6, repeats=repeats)
+    v, proj = x.unflatten(2, (2, 128)), (torch.eye(128, device=device), torch.zeros(128, device=device))
+    for int8 in (False, True):
+        q = qk_norm.qk_norm(x, vector[0], 1e-6, table, 2, routing.BLOCK_Q, int8)
+        k = qk_norm.qk_norm(x, vector[0], 1e-6, table, 2, routing.BLOCK_K)
+        prepared = sla.prepare(q, k, v, *proj, 0.3)
+        sla.attend(prepared)
+        sla.attend_quantized(prepared)
 
 
 def test_other_shapes_do_not_recompile():
-    from turbowan.kernels import block_int8_triton, norm_triton, sla_triton
+    from turbowan.kernels import (
+        block_int8_triton,
+        channel_int8_triton,
+        key_pass_triton,
+        norm_triton,
+        qk_norm_triton,
+        routing_triton,
+        row_codes_triton,
+        sla_triton,
+        text_attention_triton,
+    )
 
+    modules = (
+        block_int8_triton,
+        channel_int8_triton,
+        key_pass_triton,
+        norm_triton,
+        qk_norm_triton,
+        routing_triton,
+        row_codes_triton,
+        sla_triton,
+        text_attention_triton,
+    )
     counts = []
     for batch, length in SHAPES:
         run_all(batch, length)
-        counts.append(compiled(block_int8_triton, norm_triton, sla_triton))
+        counts.append(compiled(*modules))
     assert counts[0] > 0
     assert len(set(counts)) == 1, dict(zip(SHAPES, counts, strict=True))

@@ -1,17 +1,18 @@
+import dataclasses
 import math
 
 import pytest
 import torch
-from tolerances import HALF_PRODUCTS, ROUND_TRIP, SAME_MATHS_FP32, SQNR_SAGE_SCORES_DB, relative_error, sqnr_db
+from attention_inputs import DIM, SHAPE_IDS, SHAPES, proj_l, qkv
+from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, SQNR_SAGE_SCORES_DB, relative_error, sqnr_db
 
-from turbowan.kernels import sage, sla
+from turbowan.kernels import int8_heads, qk_norm, routing, sla
+from turbowan.kernels.block_int8 import quantize_activations_ref
+from turbowan.kernels.key_pass import key_pass_ref
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
 
-# batch, tokens, heads, ratio: tails of 1 in queries and keys, short clips, several samples, one block, all blocks.
-SHAPES = [(1, 257, 2, 0.4), (2, 193, 1, 1.0), (1, 129, 1, 0.01), (1, 40, 2, 0.5), (1, 384, 1, 0.5)]
-SHAPE_IDS = [f"B{b}-L{length}-H{h}-ratio{r}" for b, length, h, r in SHAPES]
-DIM = 128
+MODES = pytest.mark.parametrize("int8", [False, True], ids=["sla", "sagesla"])
 
 
 @pytest.fixture(params=SHAPES, ids=SHAPE_IDS)
@@ -19,30 +20,18 @@ def shape(request):
     return request.param
 
 
-def qkv(shape, device, dtype, generator):
-    """q, k, v [B, L, H, D] inside larger buffers of NaN, so that a read past the end shows; keys are off centre."""
-    batch, length, heads, _ = shape
-    out = []
-    for scale, offset in ((1.5, 0.0), (1.5, 1.0), (1.0, 0.0)):
-        buffer = torch.full((batch, length + 64, heads, DIM), math.nan, device=device, dtype=dtype)
-        shift = offset * torch.randn(DIM, generator=generator)
-        values = torch.randn(batch, length, heads, DIM, generator=generator) * scale + shift
-        buffer[:, :length] = values.to(device, dtype)
-        out.append(buffer[:, :length])
-    return out
+def attention_inputs(q, k, v, ratio, generator, int8=False) -> sla.SlaInputs:
+    """The reference's preparation of given tensors."""
+    weight, bias = proj_l(q.device, generator)
+    pooled_q, pooled_k = routing.mean_pool(q, routing.BLOCK_Q), routing.mean_pool(k, routing.BLOCK_K)
+    k_mean = routing.key_mean_ref(pooled_k, k.shape[1])
+    blocks = routing.route_ref(pooled_q, pooled_k, k_mean, routing.kept_blocks(k.shape[1], ratio))
+    keys = key_pass_ref(k, v, k_mean, weight, bias, int8)
+    return sla.SlaInputs(q, k, v, blocks, keys, int8_heads.quantize_queries(q) if int8 else None)
 
 
-def proj_l(device, generator):
-    return (
-        (torch.randn(DIM, DIM, generator=generator) / DIM**0.5).to(device),
-        torch.randn(DIM, generator=generator).to(device),
-    )
-
-
-def routed(q, k, ratio):
-    pooled = sla.mean_pool_ref(k, sla.BLOCK_K)
-    mean = sla.key_mean(pooled, k.shape[1])
-    return mean, sla.route(sla.mean_pool_ref(q, sla.BLOCK_Q), pooled, mean, sla.kept_blocks(k.shape[1], ratio))
+def in_fp32(inputs: sla.SlaInputs) -> sla.SlaInputs:
+    return dataclasses.replace(inputs, q=inputs.q.float(), k=inputs.k.float(), v=inputs.v.float())
 
 
 def formula(q, k, v, blocks, weight, bias):
@@ -61,145 +50,122 @@ def formula(q, k, v, blocks, weight, bias):
 
 def test_reference_equals_the_formula(shape, generator):
     q, k, v = qkv(shape, "cpu", torch.float32, generator)
-    weight, bias = proj_l("cpu", generator)
-    _, blocks = routed(q, k, shape[3])
-    out = sla.add_branch(sla.sparse_attention_ref(q, k, v, blocks), q, sla.linear_branch_ref(k, v, weight, bias))
-    assert relative_error(out, formula(q, k, v, blocks, weight, bias)) < SAME_MATHS_FP32
+    state = generator.get_state()
+    inputs = attention_inputs(q, k, v, shape[3], generator)
+    weight, bias = proj_l("cpu", generator.set_state(state))
+    assert relative_error(sla.attend_ref(inputs), formula(q, k, v, inputs.blocks, weight, bias)) < SAME_MATHS_FP32
 
 
 def test_all_blocks_kept_is_dense_softmax(generator):
     q, k, v = qkv((2, 200, 2, 1.0), "cpu", torch.float32, generator)
-    _, blocks = routed(q, k, 1.0)
+    blocks = attention_inputs(q, k, v, 1.0, generator).blocks
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     assert relative_error(sla.sparse_attention_ref(q, k, v, blocks), dense) < SAME_MATHS_FP32
 
 
 def test_reference_works_in_groups_when_memory_is_short(generator, monkeypatch):
     q, k, v = qkv((1, 513, 1, 0.5), "cpu", torch.float32, generator)
-    _, blocks = routed(q, k, 0.5)
+    blocks = attention_inputs(q, k, v, 0.5, generator).blocks
     whole = sla.sparse_attention_ref(q, k, v, blocks)
     monkeypatch.setattr(sla, "TORCH_GROUP_BYTES", 1)
     assert relative_error(sla.sparse_attention_ref(q, k, v, blocks), whole) < SAME_MATHS_FP32
 
 
-@pytest.mark.parametrize(
-    ("length", "ratio", "kept"),
-    [(32760, 0.1, 51), (75600, 0.1, 118), (64, 0.1, 1), (640, 0.15, 1), (128, 1.0, 2), (1, 0.5, 1)],
-)
-def test_number_of_kept_blocks(length, ratio, kept):
-    assert sla.kept_blocks(length, ratio) == kept
+@MODES
+# Small scores stay near the bound that shifts the softmax; large ones need the running maximum, bf16's very large ones.
+@pytest.mark.parametrize("magnitude", [0.3, 1.5, 6.0])
+def test_attention_kernel_equals_reference(shape, magnitude, int8, half, device, generator):
+    from turbowan.kernels.sla_triton import attend_triton
+
+    q, k, v = qkv(shape, device, half, generator, magnitude)
+    inputs = attention_inputs(q, k, v, shape[3], generator, int8)
+    limit = HALF_PRODUCTS[half] * (2 if int8 else 1)
+    assert relative_error(attend_triton(inputs), sla.attend_ref(in_fp32(inputs))) < limit
 
 
-def test_routing_finds_the_block_that_matches(generator):
-    k = torch.randn(1, 640, 1, DIM, generator=generator) * 0.1
-    q = torch.zeros(1, 128, 1, DIM)
-    k[:, 3 * 64 : 4 * 64, :, 0] += 5
-    q[..., 0] = 1
-    _, blocks = routed(q, k, 0.1)
-    assert blocks.tolist() == [[[[3]]]]
+@pytest.mark.parametrize(("magnitude", "near"), [(0.3, True), (6.0, False)])
+def test_both_loops_are_tested(magnitude, near, half, generator):
+    """That the magnitudes above lie on both sides of what a shift by the bound allows."""
+    from turbowan.kernels.sla_triton import BOUND_RANGE
+
+    shape = SHAPES[0]
+    q, k, v = (x.float() for x in qkv(shape, "cpu", half, generator, magnitude))
+    inputs = attention_inputs(q, k, v, shape[3], generator)
+    ball = inputs.keys.ball
+    bound = torch.einsum("blhd,bhd->bhl", q, ball.centre) + q.norm(dim=-1).transpose(1, 2) * ball.radius[..., None]
+    first = inputs.blocks[..., -1].repeat_interleave(128, dim=2)[..., : shape[1]].long()
+    every = torch.einsum("blhd,bshd->bhls", q, k)
+    in_block = torch.arange(shape[1])[None, None, None] // 64 == first[..., None]
+    reached = every.masked_fill(~in_block, -math.inf).amax(dim=-1)
+    gap = (bound - reached) / math.sqrt(DIM) * math.log2(math.e)
+    assert (gap.max() <= BOUND_RANGE[half][1]) == near
 
 
-def test_routing_of_a_short_tail_uses_its_own_count():
-    k = torch.zeros(1, 65, 1, DIM)
-    k[:, 64, :, 0] = 1.0
-    assert sla.mean_pool_ref(k, 64)[0, 0, 1, 0] == 1.0
+@MODES
+def test_quantized_output_is_the_output_quantized(shape, int8, half, device, generator):
+    from turbowan.kernels.sla_triton import attend_quantized_triton
 
+    inputs = attention_inputs(*qkv(shape, device, half, generator), shape[3], generator, int8)
+    out = attend_quantized_triton(inputs)
+    exact = sla.attend_ref(in_fp32(inputs)).flatten(2)
+    ref = quantize_activations_ref(exact)
+    assert relative_error(out.scale, ref.scale) < 2 * HALF_PRODUCTS[half]
 
-def test_pooling_kernel(shape, half, device, generator):
-    from turbowan.kernels.sla_triton import mean_pool_triton
-
-    q, _, _ = qkv(shape, device, half, generator)
-    for block in (sla.BLOCK_Q, sla.BLOCK_K):
-        assert relative_error(mean_pool_triton(q, block), sla.mean_pool_ref(q, block)) < SAME_MATHS_FP32
-
-
-def test_feature_sums_kernel(shape, half, device, generator, monkeypatch):
-    from turbowan.kernels import sla_triton
-
-    monkeypatch.setattr(sla_triton, "FEATURE_CHUNK", 128)
-    _, k, v = qkv(shape, device, half, generator)
-    weight, bias = proj_l(device, generator)
-    ref = sla.linear_branch_ref(k, v, weight, bias)
-    kv, k_mean = sla_triton.feature_sums_triton(k, v)
-    assert relative_error(kv / k_mean[..., None] @ weight.T, ref.values) < HALF_PRODUCTS[half]
-    assert relative_error(k_mean, ref.k_mean) < SAME_MATHS_FP32
-
-
-@pytest.mark.parametrize("with_branch", [True, False], ids=["linear", "sparse-only"])
-def test_attention_kernel_equals_reference(shape, with_branch, half, device, generator):
-    from turbowan.kernels.sla_triton import sparse_linear_attention_triton
-
-    q, k, v = qkv(shape, device, half, generator)
-    weight, bias = proj_l(device, generator)
-    _, blocks = routed(q, k, shape[3])
-    branch = sla.linear_branch_ref(k, v, weight, bias) if with_branch else None
-    ref = sla.add_branch(sla.sparse_attention_ref(q.float(), k.float(), v.float(), blocks), q, branch)
-    out = sparse_linear_attention_triton(q, k, v, blocks, branch)
-    assert relative_error(out, ref) < HALF_PRODUCTS[half]
+    assert (out.codes.int() - ref.codes.int()).abs().max() <= 1 + 128 * 8 * HALF_PRODUCTS[half]
+    assert relative_error(out.dequantize(torch.float32), exact.flatten(0, 1)) < 0.01
 
 
 @pytest.mark.parametrize("peak", [10.0, 16.0, 40.0])
 def test_linear_branch_of_keys_and_queries_that_never_meet(peak, half, device, generator):
     """Queries and keys that favour different features leave a tiny denominator; 16-bit factors must stay bounded."""
-    from turbowan.kernels.sla_triton import sparse_linear_attention_triton
+    from turbowan.kernels.sla_triton import attend_triton
 
     q, k, v = (torch.randn(1, 256, 1, DIM, generator=generator) * 0.1 for _ in range(3))
     q[..., 0] += peak
     k[..., 1] += peak
     k[..., 0] -= peak / 2
     q[..., 1] -= peak / 2
-    q, k, v = (x.to(device, half) for x in (q, k, v))
-    branch = sla.linear_branch_ref(k, v, *proj_l(device, generator))
-    _, blocks = routed(q, k, 0.5)
-    ref = sla.add_branch(sla.sparse_attention_ref(q.float(), k.float(), v.float(), blocks), q, branch)
-    assert relative_error(sparse_linear_attention_triton(q, k, v, blocks, branch), ref) < HALF_PRODUCTS[half]
+    inputs = attention_inputs(*(x.to(device, half) for x in (q, k, v)), 0.5, generator)
+    assert relative_error(attend_triton(inputs), sla.attend_ref(in_fp32(inputs))) < HALF_PRODUCTS[half]
 
 
-def test_wrongly_shaped_blocks_are_refused(half, device, generator):
-    from turbowan.kernels.sla_triton import sparse_linear_attention_triton
+def test_kernels_from_projections_to_output(half, device, generator, monkeypatch):
+    """Every kernel of the path in turn against every reference in turn."""
+    from turbowan.kernels import dispatch
 
-    q, k, v = qkv((1, 257, 1, 0.4), device, half, generator)
-    _, blocks = routed(q, k, 0.4)
-    with pytest.raises(ValueError, match="blocks must be"):
-        sparse_linear_attention_triton(q, k, v, blocks[:, :, 1:], None)
-
-
-def test_sage_quantization_kernels(shape, half, device, generator):
-    from turbowan.kernels.sla_triton import quantize_keys_triton, quantize_queries_triton
-
-    q, k, _ = qkv(shape, device, half, generator)
-    mean, _ = routed(q, k, shape[3])
-    pairs = [
-        (quantize_queries_triton(q), sage.quantize_queries_ref(q)),
-        (quantize_keys_triton(k, mean), sage.quantize_keys_ref(k, mean)),
-    ]
-    for out, ref in pairs:
-        assert relative_error(out.scale, ref.scale) < 1e-6
-        assert (out.codes.int() - ref.codes.int()).abs().max() <= 1
-        assert (out.codes != ref.codes).float().mean() < 2e-3
-
-
-def test_sage_kernel_equals_its_quantized_reference(shape, half, device, generator):
-    from turbowan.kernels import sla_triton
-
-    q, k, v = qkv(shape, device, half, generator)
+    q, k, v = qkv((2, 193, 2, 0.5), device, half, generator)
     weight, bias = proj_l(device, generator)
-    mean, blocks = routed(q, k, shape[3])
-    branch = sla.linear_branch_ref(k, v, weight, bias)
-    quantized = sla_triton.quantize_queries_triton(q), sla_triton.quantize_keys_triton(k, mean)
-    out = sla_triton.sparse_linear_attention_triton(q, k, v, blocks, branch, quantized)
-    ref = sage.sage_attention_ref(q.float(), k.float(), v.float(), mean, blocks, branch)
-    assert relative_error(out, ref) < 2 * HALF_PRODUCTS[half]
+    outputs = []
+    for refusal in (None, "the test asks for torch"):
+        monkeypatch.setattr(dispatch, "triton_refusal", lambda *_, refusal=refusal: refusal)
+        convert = (lambda x: x.float()) if refusal else (lambda x: x)
+        heads = qk_norm.pooled(convert(q), routing.BLOCK_Q), qk_norm.pooled(convert(k), routing.BLOCK_K)
+        outputs.append(sla.attend(sla.prepare(*heads, convert(v), weight, bias, 0.5)))
+    assert relative_error(*outputs) < HALF_PRODUCTS[half]
+
+
+def test_wrongly_shaped_blocks_are_refused(generator):
+    q, k, v = qkv((1, 257, 1, 0.4), "cpu", torch.float32, generator)
+    inputs = attention_inputs(q, k, v, 0.4, generator)
+    with pytest.raises(ValueError, match="blocks must be"):
+        dataclasses.replace(inputs, blocks=inputs.blocks[:, :, 1:])
+
+
+def test_codes_of_queries_alone_are_refused(generator):
+    q, k, v = qkv((1, 257, 1, 0.4), "cpu", torch.float32, generator)
+    with pytest.raises(ValueError, match="both have int8 codes"):
+        dataclasses.replace(attention_inputs(q, k, v, 0.4, generator), q_codes=int8_heads.quantize_queries(q))
+
+
+def test_sagesla_needs_its_kernel(generator):
+    q, k, v = qkv((1, 257, 1, 0.4), "cpu", torch.float32, generator)
+    with pytest.raises(ValueError, match="choose attention 'sla'"):
+        sla.attend(attention_inputs(q, k, v, 0.4, generator, int8=True))
 
 
 def test_sage_recipe_stays_above_its_sqnr_floor(generator):
     q, k, v = qkv((1, 640, 2, 0.5), "cpu", torch.float32, generator)
-    mean, blocks = routed(q, k, 0.5)
-    exact = sla.sparse_attention_ref(q, k, v, blocks)
-    assert sqnr_db(sage.sage_attention_ref(q, k, v, mean, blocks, None), exact) > SQNR_SAGE_SCORES_DB
-
-
-def test_key_mean_is_the_mean_of_all_keys(shape, generator):
-    _, k, _ = qkv(shape, "cpu", torch.float32, generator)
-    mean = sla.key_mean(sla.mean_pool_ref(k, sla.BLOCK_K), k.shape[1])
-    assert relative_error(mean, k.mean(dim=1)) < ROUND_TRIP[torch.float32]
+    inputs = attention_inputs(q, k, v, 0.5, generator, int8=True)
+    q_hat, k_hat = int8_heads.dequantize_queries(inputs.q_codes), int8_heads.dequantize_keys(inputs.keys.codes)
+    exact = sla.sparse_attention_ref(q, k, v, inputs.blocks)
+    assert sqnr_db(sla.sparse_attention_ref(q_hat, k_hat, v, inputs.blocks), exact) > SQNR_SAGE_SCORES_DB

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tolerances import SAME_MATHS_FP32, relative_error
 
-from turbowan.kernels import sageattention
+from turbowan.kernels import routing, sageattention
+from turbowan.kernels.qk_norm import pooled
 from turbowan.turbo_core import attention
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.errors import BackendUnavailableError, SettingsError
@@ -56,7 +57,8 @@ def test_full_ratio_is_dense_softmax_plus_the_linear_branch(generator):
     fq, fk = (x.double().softmax(-1).transpose(1, 2) for x in (q, k))
     linear = fq @ (fk.transpose(-1, -2) @ v.double().transpose(1, 2)) / (1e-5 + fq @ fk.sum(-2)[..., None])
     expected = attention.dense_attention(q, k, v).double() + (linear @ weight.double().T + bias).transpose(1, 2)
-    out = attention.sparse_linear_attention(q, k, v, weight, bias, settings)
+    heads = pooled(q, routing.BLOCK_Q), pooled(k, routing.BLOCK_K)
+    out = attention.sparse_linear_attention(*heads, v, weight, bias, settings)
     assert relative_error(out, expected) < SAME_MATHS_FP32
 
 

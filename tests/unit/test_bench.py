@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import turbowan
-from turbowan.benchmarks import ceilings, floors, network_rows, prompt_rows, random_vae, report, suite, synthetic
+from turbowan.benchmarks import (
+    ceilings,
+    floors,
+    network_rows,
+    plot,
+    prompt_rows,
+    random_vae,
+    report,
+    scaling,
+    scaling_plot,
+    suite,
+    synthetic,
+    timing,
+)
 from turbowan.benchmarks.ceilings import KNOWN, Ceilings
 from turbowan.benchmarks.report import Report, ReportError, Row
-from turbowan.benchmarks.request import Request, parse_size
+from turbowan.benchmarks.request import Request, parse_size, size_text
 from turbowan.benchmarks.timing import Timing
 from turbowan.turbo_core import cli, vae
 from turbowan.turbo_core.attention import AttentionSettings
@@ -70,6 +85,17 @@ def test_the_vae_has_the_counted_flops(part: str, latent_frames: int) -> None:
     work = floors.vae(random_vae.shapes(8), part, (32, 32, frames))
     # The first frames sum fewer taps.
     assert convolutions < sum(item.bf16 for item in work) < 1.02 * convolutions
+
+
+def test_a_start_image_has_the_counted_flops() -> None:
+    net = vae.from_tensors(random_vae.tensors(8, dtype=torch.float32))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.encode(torch.randn(1, 3, 2, 32, 32), length=81)
+    convolutions = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "conv" in str(op))
+    counted = sum(item.bf16 for item in floors.start_image(net, (32, 32, 81)))
+    # The first frames sum fewer taps, of a clip of which a quarter is computed.
+    assert convolutions < counted < 1.08 * convolutions
+    assert counted < 0.3 * sum(item.bf16 for item in floors.vae(random_vae.shapes(8), "encoder", (32, 32, 81)))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +177,20 @@ def test_each_of_ours_meets_the_fastest_and_its_like() -> None:
     assert network_rows.peers_of("int8 + sagesla", {"int8 + sagesla": Timing(ms=1, peak_gib=1)}) == []
 
 
+def test_turns_are_taken_and_a_first_round_is_left_out_unless_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    clock = itertools.count(1)
+    monkeypatch.setattr(timing, "elapsed_ms", lambda run: run() or float(next(clock)))
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = timing.interleaved(runs, 3, prepare={"b": lambda: calls.append("ready")})
+    assert calls == ["a", "ready", "b"] * 4
+    assert found == {"a": Timing(ms=5.0, peak_gib=2.0), "b": Timing(ms=6.0, peak_gib=2.0)}
+    assert timing.interleaved(runs, 1, warm=True)["a"].ms == 9.0
+
+
 def test_a_native_prompt_is_counted_from_its_parts_or_not_at_all() -> None:
     step = dataclasses.replace(ROW, peer="native bf16 + dense", peer_ms=600.0)
     decode = dataclasses.replace(ROW, name="VAE decode", stage="vae", peer="native bf16", peer_ms=1600.0)
@@ -192,6 +232,73 @@ def test_stages_run_in_order_and_block_with_step() -> None:
     assert cli.BENCH_STAGES == report.STAGES
 
 
+def test_a_change_of_pace_between_neighbours_is_a_cliff() -> None:
+    def point(label: str, **changed: object) -> scaling.Point:
+        base = {"ms": 10.0, "first_ms": 11.0, "floor_ms": 5.0, "tokens": 1000, "working_gib": 1.0, "weights_gib": 1.0}
+        return scaling.Point(axis="frames", label=label, **(base | changed))
+
+    points = [
+        point("a"), point("b", ms=12.0), point("c", ms=20.0), point("d", ms=20.0, working_gib=2.0),
+        point("e", ms=20.0, working_gib=2.0, first_ms=900.0), point("f", ms=40.0, floor_ms=10.0, working_gib=2.0),
+    ]  # fmt: skip
+    cliffs = {item.label: item.cliffs for item in scaling.marked(points)}
+    assert {label for label, told in cliffs.items() if told} == {"c", "d", "e"}
+    assert cliffs["c"] == ("over_floor ×1.67",)
+    assert cliffs["d"] == ("mib_per_token ×2.00",)
+    assert cliffs["e"] == ("first call 900 ms",)
+    other_axis = dataclasses.replace(point("g", ms=90.0), axis="size")
+    assert not scaling.marked([*points, other_axis])[-1].cliffs
+
+
+def test_sweeps_hold_sizes_the_models_take() -> None:
+    for shapes in scaling.SWEEPS.values():
+        for _, shape in shapes:
+            assert parse_size(size_text(shape.size)) == shape.size
+
+
+class TestPlots:
+    """matplotlib draws them; that they are legible was looked at."""
+
+    def test_groups_hold_a_row_and_all_its_peers(self) -> None:
+        second = dataclasses.replace(ROW, peer="native", peer_ms=600.0)
+        kernel = dataclasses.replace(ROW, stage="kernel")
+        alone = dataclasses.replace(ROW, name="bare int8", peer=None, peer_ms=None)
+        (group,) = plot.groups([kernel, ROW, second, alone], "int8")
+        assert group.title == "1.3b int8, one step"
+        assert (group.ours, group.floor, group.peers) == (100.0, 85.0, (("upstream", 340.0), ("native", 600.0)))
+        assert plot.groups([ROW], "bf16") == []
+
+    def test_a_report_becomes_a_picture(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source, target = tmp_path / "r.json", tmp_path / "out" / "r.png"
+        REPORT.write(source)
+        monkeypatch.setattr("sys.argv", ["plot", str(source), str(target), "--rows", "int8"])
+        plot.main()
+        with Image.open(target) as picture:
+            assert picture.format == "PNG"
+            colours = {colour[:3] for _, colour in picture.getcolors(maxcolors=1 << 20)}
+        assert {plot.OURS, plot.PEER, plot.PAPER} <= {"#{:02x}{:02x}{:02x}".format(*colour) for colour in colours}
+
+    def test_a_report_without_headlines_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ReportError, match="has none"):
+            plot.draw(dataclasses.replace(REPORT, rows=()), "", tmp_path / "r.png")
+
+    def test_a_sweep_becomes_a_picture_with_its_cliffs_marked(self, tmp_path: Path) -> None:
+        points = [
+            {"axis": "batch", "label": str(n), "tokens": 100 * n, "ms": 10.0 * n, "floor_ms": 5.0 * n,
+             "working_gib": 1.0 * n, "cliffs": ["over_floor ×1.30"] if n == 2 else []}
+            for n in (1, 2)
+        ]  # fmt: skip
+        source = tmp_path / "s.json"
+        source.write_text(json.dumps({"gpu": "NVIDIA H200", "model": "1.3b", "row": "int8", "points": points}))
+        scaling_plot.draw(scaling_plot.read(source), tmp_path / "s.png")
+        with Image.open(tmp_path / "s.png") as picture:
+            colours = {"#{:02x}{:02x}{:02x}".format(*c[:3]) for _, c in picture.getcolors(maxcolors=1 << 20)}
+        assert {scaling_plot.CLIFF, plot.OURS} <= colours
+        source.write_text('{"points": [{"axis": "batch"}]}')
+        with pytest.raises(ReportError, match="scaling writes"):
+            scaling_plot.read(source)
+
+
 class TestCommand:
     def test_without_a_gpu_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -209,7 +316,7 @@ class TestCommand:
         )
         assert seen == [(request, tmp_path / "r.json")]
 
-    @pytest.mark.parametrize("arguments", [["--stages", "step,fly"], ["--size", "1x1x1"]])
+    @pytest.mark.parametrize("arguments", [["--stages", "step,fly"], ["--size", "1x1x1"], ["--repeats", "0"]])
     def test_wrong_settings_are_refused(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["bench", *arguments]) == 1
         assert capsys.readouterr().err.startswith("turbowan: bench: ")

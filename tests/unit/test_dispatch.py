@@ -9,6 +9,13 @@ from turbowan.kernels.dispatch import BackendUnavailableError, Kernel
 KERNEL = Kernel(name="test kernel", last_dim_multiple=128)
 
 
+@pytest.fixture(autouse=True)
+def _forget_answers():
+    dispatch.triton_refusal.cache_clear()
+    yield
+    dispatch.triton_refusal.cache_clear()
+
+
 def test_cpu_is_refused_with_the_reason():
     assert KERNEL.refusal(torch.zeros(1, 128)) == "the device is cpu, not cuda"
     with pytest.raises(BackendUnavailableError, match="test kernel: .*the device is cpu.*; choose sla"):
@@ -47,3 +54,11 @@ def test_a_choice_is_logged_once(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "logged once on cpu: torch, because the device is cpu, not cuda"
     ]
+
+
+def test_a_device_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or (7, 5))
+    for device in ("cuda:0", "cuda:0", "cuda:1"):
+        assert "below 8.0" in dispatch.triton_refusal(torch.device(device))
+    assert asked == [torch.device("cuda:0"), torch.device("cuda:1")]

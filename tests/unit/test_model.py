@@ -1,12 +1,13 @@
 import dataclasses
+from typing import ClassVar
 
 import pytest
 import tiny
 import torch
-from tolerances import SAME_MATHS_FP32, relative_error
+from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, relative_error
 
 from turbowan.kernels import block_int8, dispatch
-from turbowan.turbo_core import checkpoint
+from turbowan.turbo_core import attention, checkpoint, hooks, model
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError, LatentError
 from turbowan.turbo_core.hooks import BlockInputs, Hooks
@@ -97,8 +98,8 @@ def test_exact_rows_use_the_published_activation_quantization(tmp_path, monkeypa
     net.set_activation_rows(128)
     exact = run(net)
     assert set(seen) == {128}
-    # q, k, v share one quantization, cross-attention's k and v another: 5 + 2 of them a block.
-    assert len(seen) == 2 * 7
+    # q, k, v share one quantization: 6 a block; and all blocks' text keys and values share another.
+    assert len(seen) == 2 * 6 + 1
     assert 1e-4 < relative_error(exact, plain) < 0.05
 
 
@@ -196,13 +197,59 @@ def test_a_block_can_be_skipped(net):
     assert torch.equal(run(net, hooks=Skip()), run(short))
 
 
-@pytest.mark.parametrize("place", ["self_attention", "cross_attention", "dense_attention"])
+@pytest.mark.parametrize("place", ["cross_attention", "dense_attention"])
 def test_attention_hooks_reach_the_result(net, place):
     class Double(Hooks):
         pass
 
     setattr(Double, place, lambda self, x, *rest: 2 * getattr(Hooks, place)(self, x, *rest))
     assert relative_error(run(net, DENSE, hooks=Double()), run(net, DENSE)) > 1e-3
+
+
+class PatchedAttention(Hooks):
+    """Changes self-attention's output, and remembers what it was given."""
+
+    def __init__(self, factor):
+        self.factor, self.seen = factor, []
+
+    def self_attention_patch(self):
+        def patch(out, q, k):
+            self.seen.append((tuple(out.shape), tuple(q.shape), tuple(k.shape)))
+            return out + self.factor * q.flatten(2)
+
+        return patch
+
+
+@pytest.mark.parametrize("attention", [SLA, DENSE], ids=["sla", "dense"])
+def test_a_patch_of_self_attention_reaches_the_result(net, attention):
+    hooks = PatchedAttention(0.2)
+    assert relative_error(run(net, attention, hooks=hooks), run(net, attention)) > 1e-3
+    length = 5 * 3 * 5
+    assert hooks.seen == [((1, length, 256), (1, length, 2, 128), (1, length, 2, 128))] * 2
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("mode", ["sla", "sagesla"])
+def test_a_patch_gets_a_tensor_where_codes_would_do(tmp_path, monkeypatch, device, mode):
+    """With int8 weights the attention's output is codes alone, unless a patch wants it: both ways nearly agree."""
+    net = build(tmp_path, quantized=True, dtype=torch.float32).to(device)
+    net.attention = AttentionSettings(mode=mode, topk=0.4)
+    latent, timestep, context = (tensor.to(device) for tensor in inputs(size=(3, 6, 10)))
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None)
+    codes = []
+    quantized = model.sparse_linear_attention_quantized
+    monkeypatch.setattr(
+        model, "sparse_linear_attention_quantized", lambda *args: codes.append(quantized(*args)) or codes[-1]
+    )
+    with torch.inference_mode():
+        plain = net(latent.half(), timestep, context.half())
+        assert len(codes) == 2
+        hooks = PatchedAttention(0.0)
+        unchanged = net(latent.half(), timestep, context.half(), hooks=hooks)
+        assert len(codes) == len(hooks.seen) == 2
+        moved = net(latent.half(), timestep, context.half(), hooks=PatchedAttention(0.2))
+    assert relative_error(unchanged, plain) < 0.01
+    assert relative_error(moved, plain) > 0.01
 
 
 def test_interruption_leaves_within_a_block(net):
@@ -233,6 +280,29 @@ def test_every_kernel_together_equals_the_torch_path(tmp_path, monkeypatch, devi
         out = net(latent.half(), timestep, context.half())
     # int8 activations alone move the result by about 0.01.
     assert relative_error(out, reference) < 0.03
+
+
+@pytest.mark.interpreter
+def test_cross_attention_by_its_kernel_unless_a_host_replaces_it(tmp_path, monkeypatch, device):
+    class Recording(Hooks):
+        shapes: ClassVar[list] = []
+
+        def dense_attention(self, q, k, v):
+            self.shapes.append((tuple(q.shape), tuple(k.shape)))
+            return attention.dense_attention(q, k, v)
+
+    net = build(tmp_path, dtype=torch.float32).to(device)
+    net.attention = SLA
+    latent, timestep, context = (tensor.to(device) for tensor in inputs(size=(1, 4, 6)))
+    context[:, 20:] = 0  # padded, as a prompt is
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None)
+    monkeypatch.setattr(hooks, "dense_attention", lambda *_: pytest.fail("the kernel computes it"))
+    with torch.inference_mode():
+        fused = net(latent.half(), timestep, context.half())
+        assert Recording.shapes == []
+        replaced = net(latent.half(), timestep, context.half(), hooks=Recording())
+    assert Recording.shapes == [((1, 6, 2, 128), (1, 32, 2, 128))] * 2
+    assert relative_error(fused, replaced) < HALF_PRODUCTS[torch.float16]
 
 
 def test_a_layer_that_gets_codes_alone_can_still_run_dense(generator):

@@ -170,6 +170,24 @@ def test_upstream_order_is_one_stream_from_the_initial_latent_on():
     assert torch.equal(noise(), expected[2])
 
 
+@pytest.mark.gpu
+def test_noise_drawn_ahead_is_the_same_noise():
+    shape, gpu = torch.Size((1, 16, 5, 32, 32)), torch.device("cuda")
+    plain, ahead = (rcm.StepNoise(shape, gpu, 3) for _ in range(2))
+    ahead.draw_ahead()
+    for _ in range(4):
+        torch.cuda._sleep(10_000_000)
+        assert torch.equal(ahead(), plain())
+
+
+def test_drawing_ahead_on_the_cpu_is_drawing():
+    shape, cpu = torch.Size((1, 16, 2, 4, 4)), torch.device("cpu")
+    plain, ahead = (rcm.StepNoise(shape, cpu, 3) for _ in range(2))
+    ahead.draw_ahead()
+    assert torch.equal(ahead(), plain())
+    assert torch.equal(ahead(), plain())
+
+
 def test_unknown_noise_order():
     with pytest.raises(SettingsError, match="comfy, upstream"):
         rcm.StepNoise(torch.Size((1,)), torch.device("cpu"), 0, "gpu")

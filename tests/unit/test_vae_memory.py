@@ -84,6 +84,9 @@ def test_planned_bytes_bound_the_peak(model, direction: str, chunk: int | None) 
 def test_planned_bytes_bound_the_peak_of_a_still_clip(model, chunk: int | None) -> None:
     x, length = video(2, (6, 4))[:, :, :2].contiguous(), 81
     plan = model.plan_encode((21, 6, 4), chunk=chunk, budget=None, still=True)
+    moving = model.plan_encode((21, 6, 4), chunk=chunk, budget=None)
+    frame = 4 * model.config.width * x[0, 0, 0].numel()
+    assert plan.working_bytes - moving.working_bytes == frame, "the largest frame that is held"
     with LiveBytes(x, *model.state_dict().values()) as memory:
         result = model.encode(x, length=length, chunk=chunk)
     peak = memory.peak - result.nbytes

@@ -81,6 +81,32 @@ def _describe(patcher: Any) -> dict:
     }
 
 
+class TestFileReads:
+    """How many of a model's weights the host reads from their file by their marks, and how many rightly."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "read"
+    OUTPUT_NODE = True
+    CATEGORY = CATEGORY
+
+    def read(self, model: Any) -> dict:
+        import comfy.memory_management  # ComfyUI 0.8 has none
+
+        counts = {"weights": 0, "read": 0, "equal": 0}
+        for weight in model.model.diffusion_model.parameters():
+            tensor = getattr(weight, "_qdata", weight).detach()
+            destination = torch.zeros_like(tensor)
+            read = comfy.memory_management.read_tensor_file_slice_into(tensor, destination)
+            counts["weights"] += 1
+            counts["read"] += read
+            counts["equal"] += read and torch.equal(tensor, destination)
+        return report(counts)
+
+
 class TestFullVAE:
     """The VAE as it is when the device's memory is full."""
 
@@ -102,4 +128,4 @@ def _run_out(*args: Any) -> None:
     raise torch.OutOfMemoryError("Allocation on device")
 
 
-NODES = (TestPatcher, TestMemory, TestFullVAE)
+NODES = (TestPatcher, TestMemory, TestFileReads, TestFullVAE)

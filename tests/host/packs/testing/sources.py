@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
+
+import nodes
 
 CATEGORY = "testing"
 SEED = ("INT", {"default": 0, "min": 0, "max": 2**32 - 1})
@@ -112,4 +116,26 @@ class TestName:
         return (name,)
 
 
-NODES = (TestConditioning, TestLatent, TestImage, TestName)
+class TestFp8Model:
+    """TurboLoader with precision fp8 where it would be refused: its layers run dequantized on a CPU."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"file": ("STRING", {})}}
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load"
+    CATEGORY = CATEGORY
+
+    def load(self, file: str) -> tuple:
+        loader = nodes.NODE_CLASS_MAPPINGS["TurboLoader"]
+        host = importlib.import_module("._host", loader.__module__.rpartition(".")[0])
+        refuse = host._refuse_fp8
+        host._refuse_fp8 = lambda *_: None
+        try:
+            return (host.load_model(host.model_path(file), host.LoadSettings(attention="auto", precision="fp8")),)
+        finally:
+            host._refuse_fp8 = refuse
+
+
+NODES = (TestConditioning, TestLatent, TestImage, TestName, TestFp8Model)

@@ -1,0 +1,200 @@
+"""Triton kernels of `key_pass`: the sums of one stretch of keys per program, then their total with `proj_l` folded in.
+
+The first reads k and v once (4 bytes a key and channel) and does 2·B·H·L·D² operations; it writes codes (1 byte) for
+sagesla and one [D, D] sum a program. A head is cut into as many stretches as fill the multiprocessors, whatever the
+batch, so that a sample's rounding does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .block_int8_triton import round_even
+from .int8_heads import AMAX_FLOOR, CODE_MAX, QuantizedHeads
+from .key_pass import LINEAR_EPS, KeyBall, KeyPass, LinearBranch
+from .routing import BLOCK_K
+
+PROGRAMS_PER_MULTIPROCESSOR = 4
+TILE = 128
+FOLD_ROWS = 16
+
+
+@triton.jit(do_not_specialize=["length", "stretch", "stretches", "k_blocks"])
+def _key_sums_kernel(
+    k_ptr,  # [B, L, H, D]
+    v_ptr,  # [B, L, H, D]
+    centre_ptr,  # fp32 [B, H, D]
+    kv_ptr,  # fp32 [B, H, stretches, D, D]
+    feature_ptr,  # fp32 [B, H, stretches, D]
+    reach_ptr,  # fp32 [B, H, stretches], the largest |k − centre|²
+    codes_ptr,  # int8 [B, L, H, D], contiguous
+    scale_ptr,  # fp32 [B, H, k_blocks]
+    length,
+    stretch,
+    stretches,
+    k_blocks,
+    heads,
+    k_b,
+    k_l,
+    k_h,
+    v_b,
+    v_l,
+    v_h,
+    AMAX_MIN: tl.constexpr,
+    CODE_LIMIT: tl.constexpr,
+    INT8: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    D: tl.constexpr,
+):
+    number = tl.program_id(0)
+    batch_head = tl.program_id(1)
+    batch, head = (batch_head // heads).to(tl.int64), batch_head % heads
+    columns = tl.arange(0, D)
+    k_base = k_ptr + batch * k_b + head * k_h + columns[None, :]
+    v_base = v_ptr + batch * v_b + head * v_h + columns[None, :]
+    centre = tl.load(centre_ptr + batch_head * D + columns)
+    kv = tl.zeros((D, D), dtype=tl.float32)
+    feature_sum = tl.zeros((D,), dtype=tl.float32)
+    reach = tl.zeros((TILE,), dtype=tl.float32)
+    first = number * stretch
+    for start in range(first, tl.minimum(first + stretch, length), TILE):
+        tokens = start + tl.arange(0, TILE)
+        present = (tokens < length)[:, None]
+        rows = tokens.to(tl.int64)[:, None]
+        k = tl.load(k_base + rows * k_l, mask=present, other=0.0).to(tl.float32)
+        v = tl.load(v_base + rows * v_l, mask=present, other=0.0)
+        e = tl.exp2((k - tl.max(k, axis=1)[:, None]) * 1.4426950408889634)
+        features = tl.where(present, e * (D / tl.sum(e, axis=1))[:, None], 0.0)
+        feature_sum += tl.sum(features, axis=0)
+        kv += tl.dot(tl.trans(features.to(v.dtype)), v)
+        centred = tl.where(present, k - centre[None, :], 0.0)
+        reach = tl.maximum(reach, tl.sum(centred * centred, axis=1))
+        if INT8:
+            blocks = tl.reshape(centred, (TILE // BLOCK, BLOCK, D))
+            amax = tl.maximum(tl.max(tl.max(tl.abs(blocks), axis=2), axis=1), AMAX_MIN)
+            codes = round_even(blocks * (CODE_LIMIT / amax)[:, None, None]).to(tl.int8)
+            own = codes_ptr + ((batch * length + rows) * heads + head) * D + columns[None, :]
+            tl.store(own, tl.reshape(codes, (TILE, D)), mask=present)
+            block = start // BLOCK + tl.arange(0, TILE // BLOCK)
+            scale_ptrs = scale_ptr + batch_head.to(tl.int64) * k_blocks + block
+            tl.store(scale_ptrs, amax * (1.0 / CODE_LIMIT), mask=block < k_blocks)
+    slot = batch_head.to(tl.int64) * stretches + number
+    tl.store(reach_ptr + slot, tl.max(reach, axis=0))
+    tl.store(feature_ptr + slot * D + columns, feature_sum)
+    tl.store(kv_ptr + slot * D * D + columns[:, None] * D + columns[None, :], kv)
+
+
+@triton.jit(do_not_specialize=["length", "stretches"])
+def _fold_kernel(
+    kv_ptr,  # fp32 [B, H, stretches, D, D]
+    feature_ptr,  # fp32 [B, H, stretches, D]
+    reach_ptr,  # fp32 [B, H, stretches]
+    weight_ptr,  # fp32 [D, D]
+    values_ptr,  # [B, H, D, D]
+    k_mean_ptr,  # fp32 [B, H, D]
+    radius_ptr,  # fp32 [B, H]
+    length,
+    stretches,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+):
+    batch_head = tl.program_id(0).to(tl.int64)
+    features = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, D)
+    kv = tl.zeros((ROWS, D), dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    reach = 0.0
+    for i in range(stretches):
+        slot = batch_head * stretches + i
+        kv += tl.load(kv_ptr + slot * D * D + features[:, None] * D + columns[None, :])
+        total += tl.load(feature_ptr + slot * D + features)
+        reach = tl.maximum(reach, tl.load(reach_ptr + slot))
+    means = kv / tl.maximum(total, 1.1754943508222875e-38)[:, None]
+    weight = tl.load(weight_ptr + columns[:, None] * D + columns[None, :])
+    values = tl.dot(means, tl.trans(weight), input_precision="tf32x3")
+    out = values_ptr + (batch_head * D + features)[:, None] * D + columns[None, :]
+    tl.store(out, values.to(values_ptr.dtype.element_ty))
+    tl.store(k_mean_ptr + batch_head * D + features, total / length)
+    if tl.program_id(1) == 0:
+        tl.store(radius_ptr + batch_head, tl.sqrt(reach))
+
+
+def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: Tensor, int8: bool) -> KeyPass:
+    """`key_pass.key_pass_ref` as two kernels; the branch's values come out in v's dtype."""
+    batch, length, heads, dim = k.shape
+    if k.stride(3) != 1 or v.stride(3) != 1 or v.shape != k.shape:
+        raise ValueError(
+            f"pass over SLA's keys: k and v must have one shape and a contiguous last dimension, got {tuple(k.shape)} "
+            f"and {tuple(v.shape)} with last strides {k.stride(3)} and {v.stride(3)}"
+        )
+    wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(k.device) // heads)
+    stretch = triton.cdiv(triton.cdiv(length, wanted), TILE) * TILE
+    stretches = triton.cdiv(length, stretch)
+    single = {"dtype": torch.float32, "device": k.device}
+    kv = torch.empty(batch, heads, stretches, dim, dim, **single)
+    feature_sums, reach = (
+        torch.empty(batch, heads, stretches, dim, **single),
+        torch.empty(batch, heads, stretches, **single),
+    )
+    values = torch.empty(batch, heads, dim, dim, dtype=v.dtype, device=k.device)
+    feature_mean, radius = torch.empty(batch, heads, dim, **single), torch.empty(batch, heads, **single)
+    k_blocks = triton.cdiv(length, BLOCK_K)
+    codes = None
+    if int8:
+        codes = QuantizedHeads(
+            torch.empty(k.shape, dtype=torch.int8, device=k.device), torch.empty(batch, heads, k_blocks, **single)
+        )
+    centre = k_mean.contiguous()
+    with torch.cuda.device_of(k):
+        _key_sums_kernel[(stretches, batch * heads)](
+            k,
+            v,
+            centre,
+            kv,
+            feature_sums,
+            reach,
+            codes.codes if codes else kv,
+            codes.scale if codes else kv,
+            length,
+            stretch,
+            stretches,
+            k_blocks,
+            heads,
+            *k.stride()[:3],
+            *v.stride()[:3],
+            AMAX_MIN=AMAX_FLOOR,
+            CODE_LIMIT=float(CODE_MAX),
+            INT8=int8,
+            BLOCK=BLOCK_K,
+            TILE=TILE,
+            D=dim,
+            num_warps=8,
+            num_stages=2,
+        )
+        _fold_kernel[(batch * heads, dim // FOLD_ROWS)](
+            kv,
+            feature_sums,
+            reach,
+            weight.to(torch.float32).contiguous(),
+            values,
+            feature_mean,
+            radius,
+            length,
+            stretches,
+            ROWS=FOLD_ROWS,
+            D=dim,
+            num_warps=4,
+        )
+    branch = LinearBranch(values, feature_mean, bias.to(torch.float32), LINEAR_EPS * dim / length)
+    return KeyPass(branch, KeyBall(centre, radius), codes)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
