@@ -1,4 +1,4 @@
-"""Every kernel of a forward compiles for every generation of GPU, and for no size again, on a machine without any."""
+"""Every kernel of a forward and of the VAE compiles for every generation of GPU, and for no size again, without one."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def test_a_forward_compiles(tmp_path: Path, capability: int, attention: str, wei
     counts = [line["asked for"] for line in lines if "asked for" in line]
     assert counts == [len(kernels), 0, 0]
     assert len({line["kernel"] for line in kernels}) >= 7
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("capability", "least"), [(80, 7), (90, 15), (120, 7)])
+def test_the_vae_compiles(tmp_path: Path, capability: int, least: int) -> None:
+    """Norms and head everywhere, on Hopper the convolutions too; an encode needs none that a decode has not."""
+    lines = compiled(tmp_path, str(capability), "vae", "bf16")
+    kernels = [line for line in lines if "kernel" in line]
+    counts = [line["asked for"] for line in lines if "asked for" in line]
+    assert counts == [len(kernels), 0, 0, 0]
+    assert len(kernels) >= least

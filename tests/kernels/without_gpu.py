@@ -1,6 +1,7 @@
-"""Compile what a forward launches for a GPU that is not there; prints one JSON line a kernel. Run by a test.
+"""Compile what a forward or the VAE launches for a GPU that is not there; prints a JSON line a kernel. Run by a test.
 
     python without_gpu.py CAPABILITY ATTENTION QUANTIZED
+    python without_gpu.py CAPABILITY vae bf16
 
 Triton gets a driver that knows the GPU's properties and loads nothing; tensors are the CPU's. Everything from the
 launchers to ptxas is real.
@@ -84,21 +85,44 @@ torch.cuda.device = lambda *_: contextlib.nullcontext()
 from turbowan.kernels import dispatch  # noqa: E402
 
 hopper = capability == 90
-gluon = hopper and triton.__version__.startswith("3.6.")  # elsewhere the probe on a GPU may refuse it
+# The VAE's kernels also know Triton 3.9's names; what else there is may be refused by the probe on a GPU.
+gluon = hopper and (attention == "vae" or triton.__version__.startswith("3.6."))
 dispatch.triton_refusal = lambda device, least=(8, 0): None if (capability // 10, capability % 10) >= least else "old"
 dispatch.gluon_refusal = lambda *_: None if gluon else "not here"
 dispatch.use_tma = lambda device: hopper
 
-from turbowan.benchmarks import synthetic  # noqa: E402
+from turbowan.benchmarks import random_vae, synthetic  # noqa: E402
+from turbowan.turbo_core import vae, vae_passes  # noqa: E402
 from turbowan.turbo_core.attention import AttentionSettings  # noqa: E402
 from turbowan.turbo_core.config import WanConfig  # noqa: E402
 
-config = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=1, has_proj_l=True)
-network = synthetic.model(config, torch.device("cpu"), quantized=quantized)
-network.attention = AttentionSettings(mode=attention, topk=0.1)
-for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16))):
-    x = torch.randn(batch, 16, *size, dtype=torch.bfloat16)
-    context = torch.randn(batch, 512, 4096, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        count = network.compile_ahead(x, torch.full((batch,), 988.0), context)
-    tell({"asked for": count})
+
+class ChannelsLast(types.ModuleType):
+    """torch for `vae_passes`, which keeps the CPU's clips in another layout."""
+
+    contiguous_format = torch.channels_last_3d
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+
+def compile_vae() -> None:
+    vae_passes.torch = ChannelsLast("torch")
+    model = vae.from_tensors(random_vae.tensors(96))
+    for direction in ("decode", "encode", "decode", "encode"):
+        tell({"asked for": model.compile_ahead(direction)})
+
+
+def compile_forwards() -> None:
+    config = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=1, has_proj_l=True)
+    network = synthetic.model(config, torch.device("cpu"), quantized=quantized)
+    network.attention = AttentionSettings(mode=attention, topk=0.1)
+    for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16))):
+        x = torch.randn(batch, 16, *size, dtype=torch.bfloat16)
+        context = torch.randn(batch, 512, 4096, dtype=torch.bfloat16)
+        with torch.inference_mode():
+            count = network.compile_ahead(x, torch.full((batch,), 988.0), context)
+        tell({"asked for": count})
+
+
+compile_vae() if attention == "vae" else compile_forwards()

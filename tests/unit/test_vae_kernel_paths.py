@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from tolerances import SAME_MATHS_FP32, relative_error
+from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, relative_error
 from vae_reference import decode_ref, encode_ref, latents, video
 
+from turbowan.benchmarks import vae_kernels
 from turbowan.kernels import vae_conv, vae_head, vae_upsample
 from turbowan.turbo_core import vae
 
@@ -84,3 +85,10 @@ def test_a_pass_of_single_frames(weights, calls) -> None:
     single = next(plan for plan in plans if plan.tiles == 1 and plan.frames[-1] == 1)
     out = model.decode(z, memory_budget_bytes=single.working_bytes)
     assert relative_error(out, decode_ref(weights, z)) < SAME_MATHS_FP32
+
+
+def test_a_benchmark_compares_the_same_operations() -> None:
+    inputs = vae_kernels.Inputs(torch.device("cpu"), frames=2)
+    for case in vae_kernels.cases(inputs, 24, 16):
+        exact = case.exact()
+        assert relative_error(case.peer(), exact) < HALF_PRODUCTS[torch.bfloat16], case.name
