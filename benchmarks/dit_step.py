@@ -166,12 +166,21 @@ def prepare(net: TurboWan, row: Row) -> None:
     net.set_activation_rows(row.activation_rows)
 
 
-def measure(net: TurboWan, row: Row, latent: tuple[int, int, int], repeats: int) -> tuple[float, float, float]:
+def prompt_of(net: TurboWan, prompt: int) -> torch.Tensor:
+    """Random text states of `prompt` tokens, zero-padded to 512 as the text encoder's are."""
+    context = torch.randn(1, 512, net.config.text_dim, device=net.head.modulation.device, dtype=torch.bfloat16)
+    context[:, prompt:] = 0
+    return context
+
+
+def measure(
+    net: TurboWan, row: Row, latent: tuple[int, int, int], repeats: int, prompt: int
+) -> tuple[float, float, float]:
     """First-call seconds, median milliseconds and peak GiB of a forward."""
     device = net.head.modulation.device
     prepare(net, row)
     x = torch.randn(1, net.config.in_dim, *latent, device=device, dtype=torch.bfloat16)
-    context = torch.randn(1, 512, net.config.text_dim, device=device, dtype=torch.bfloat16)
+    context = prompt_of(net, prompt)
     timestep = torch.tensor([988.0], device=device)
     started = time.perf_counter()
     out = net(x, timestep, context)
@@ -191,10 +200,10 @@ def measure(net: TurboWan, row: Row, latent: tuple[int, int, int], repeats: int)
     return first, statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
 
 
-def profile(net: TurboWan, latent: tuple[int, int, int]) -> None:
+def profile(net: TurboWan, latent: tuple[int, int, int], prompt: int) -> None:
     device = net.head.modulation.device
     x = torch.randn(1, net.config.in_dim, *latent, device=device, dtype=torch.bfloat16)
-    context = torch.randn(1, 512, net.config.text_dim, device=device, dtype=torch.bfloat16)
+    context = prompt_of(net, prompt)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as trace:
         net(x, torch.tensor([988.0], device=device), context)
@@ -207,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=synthetic.MODELS, default="1.3b")
     parser.add_argument("--size", default="832x480x81", help="width x height x frames")
+    parser.add_argument("--prompt", type=int, default=512, help="text tokens before the padding")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     parser.add_argument("--profile", action="store_true")
@@ -231,10 +241,10 @@ def main() -> None:
             tensors = synthetic.tensors(config, device, quantized=row.quantized)
             net, built = build(config, row, tensors), (row.quantized, row.codes)
             del tensors
-        first, step, peak = measure(net, row, latent, arguments.repeats)
+        first, step, peak = measure(net, row, latent, arguments.repeats, arguments.prompt)
         print(f"{row.name:22s} {step:9.1f} ms a step, first call {first:6.1f} s, peak {peak:6.2f} GiB", flush=True)
         if arguments.profile:
-            profile(net, latent)
+            profile(net, latent, arguments.prompt)
 
 
 if __name__ == "__main__":

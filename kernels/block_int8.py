@@ -57,6 +57,8 @@ class BlockInt8:
         return self.codes.device
 
     def to(self, device: torch.device) -> BlockInt8:
+        if self.codes.device == self.scale.device == device:
+            return self
         return BlockInt8(self.codes.to(device), self.scale.to(device))
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:

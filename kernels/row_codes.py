@@ -64,6 +64,8 @@ class RowCodes:
         return self.codes.device
 
     def to(self, device: torch.device) -> RowCodes:
+        if self.codes.device == self.scale.device == device:
+            return self
         return RowCodes(self.codes.to(device), self.scale.to(device))
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
