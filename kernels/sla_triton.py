@@ -25,6 +25,8 @@ from .routing import BLOCK_K, BLOCK_Q
 from .sla import SlaInputs
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# Features of the linear branch that are in registers at once, beside the accumulators of the whole tile.
+EPILOGUE_CHUNK = 64
 # Where the softmax is shifted by a bound, in powers of 2: how far below the bound its origin lies, and how far the
 # highest score of the first block may lie below the bound. Probabilities then stay normal numbers of their dtype.
 BOUND_RANGE = {torch.bfloat16: (0.0, 100.0), torch.float16: (12.0, 12.0)}
@@ -272,7 +274,7 @@ def _launch(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> None:
             INT8=q8 is not None,
             QUANTIZE=out_scale is not None,
             TMA=tma,
-            CHUNK=32,
+            CHUNK=EPILOGUE_CHUNK,
             BLOCK_M=BLOCK_Q,
             BLOCK_N=BLOCK_K,
             D=dim,
