@@ -36,7 +36,7 @@ from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
 
 TOPK = 0.1
-RELATIVE_ERROR_LIMIT = 1e-2  # int8 codes of one tensor are near 6e-3, everything else near 2e-3
+RELATIVE_ERROR_LIMIT = 1e-2  # 16-bit results are near 2e-3 and codes of them below 6e-3; a wrong kernel is near 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +89,17 @@ def check_kernels(device: torch.device) -> None:
     errors["gated_residual"] = relative_error(
         norm.gated_residual(x, x, gate), norm.gated_residual_ref(x.float(), x.float(), gate)
     )
-    codes = norm.layer_norm_quantized(x, gate, gate, 1e-6).dequantize(torch.float32).view(x.shape)
-    errors["layer_norm int8"] = relative_error(codes, norm.layer_norm_ref(x.float(), gate, gate, 1e-6))
+    exact = norm.layer_norm_ref(x.float(), gate, gate, 1e-6)
+    errors["layer_norm int8"] = codes_error(norm.layer_norm_quantized(x, gate, gate, 1e-6), exact)
     hidden = block_int8.linear_quantized(block_int8.quantize_activations(x), w, None, gelu=True, like=x)
     ref = block_int8.linear_ref(block_int8.quantize_activations_ref(x), w, None, True, torch.float32)
-    errors["linear int8 out"] = relative_error(hidden.dequantize(torch.float32), ref)
+    errors["linear int8 out"] = codes_error(hidden, ref)
     text = v[:, :512].clone()
     text[:, 100:] = text[:, 99:100]
     repeats = text_attention.trailing_repeats(text.flatten(2))
-    codes = text_attention.text_attention_quantized(v, text, text, 1e-6, repeats=repeats).dequantize(torch.float32)
+    codes = text_attention.text_attention_quantized(v, text, text, 1e-6, repeats=repeats)
     ref = text_attention.text_attention_ref(v.float(), text.float(), text.float(), 1e-6).flatten(2)
-    errors["text attention"] = relative_error(codes.view(ref.shape), ref)
+    errors["text attention"] = codes_error(codes, ref)
     errors |= check_row_codes(x, w.dequantize(torch.float32), gate)
     for name, error in errors.items():
         print(f"check {name:16s} relative error {error:.2e}")
@@ -107,16 +107,25 @@ def check_kernels(device: torch.device) -> None:
             raise SystemExit(f"{name} is wrong ({error:.2e}): nothing is timed")
 
 
+def codes_error(codes: block_int8.QuantizedActivations | row_codes.RowCodes, exact: torch.Tensor) -> float:
+    """Error to the codes of the exact result, so that what any rounding to 8 bits costs is not counted."""
+    if isinstance(codes, row_codes.RowCodes):
+        ref = row_codes.quantize_rows_ref(exact, codes.dtype)
+    else:
+        ref = block_int8.quantize_activations_ref(exact)
+    return relative_error(codes.dequantize(torch.float32), ref.dequantize(torch.float32))
+
+
 def check_row_codes(x: torch.Tensor, w: torch.Tensor, gate: torch.Tensor) -> dict[str, float]:
     """Errors of the int8 kernels with one scale per row."""
     a, w_codes = row_codes.quantize_rows_ref(x, torch.int8), row_codes.quantize_rows_ref(w, torch.int8)
     y = channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_codes, None, gelu=False, like=x)
-    codes = norm.layer_norm_rows(x, gate, gate, 1e-6, torch.int8).dequantize(torch.float32).view(x.shape)
-    hidden = row_codes.quantize_rows(x, torch.int8, gelu=True).dequantize(torch.float32).view(x.shape)
+    exact = norm.layer_norm_ref(x.float(), gate, gate, 1e-6)
+    hidden = torch.nn.functional.gelu(x.float(), approximate="tanh")
     return {
         "channelwise": relative_error(y, channel_int8.linear_ref(a, w_codes, None, False, torch.float32)),
-        "layer_norm rows": relative_error(codes, norm.layer_norm_ref(x.float(), gate, gate, 1e-6)),
-        "gelu rows": relative_error(hidden, torch.nn.functional.gelu(x.float(), approximate="tanh")),
+        "layer_norm rows": codes_error(norm.layer_norm_rows(x, gate, gate, 1e-6, torch.int8), exact),
+        "gelu rows": codes_error(row_codes.quantize_rows(x, torch.int8, gelu=True), hidden),
     }
 
 
@@ -137,8 +146,7 @@ def attention_errors(x: torch.Tensor, v: torch.Tensor, generator: torch.Generato
         exact = dataclasses.replace(inputs, q=q.x.float(), k=k.x.float(), v=v.float(), keys=keys)
         expected = sla.attend_ref(exact)
         errors[mode] = relative_error(sla.attend(inputs), expected)
-        codes = sla.attend_quantized(inputs).dequantize(torch.float32)
-        errors[f"{mode} int8 out"] = relative_error(codes.view(expected.shape), expected)
+        errors[f"{mode} int8 out"] = codes_error(sla.attend_quantized(inputs), expected.flatten(2))
     return errors
 
 

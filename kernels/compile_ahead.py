@@ -70,6 +70,9 @@ def compile_ahead(
             finally:
                 for future in executor.futures:
                     future.cancel()
+    failed = [error for error in (future.exception() for future in executor.futures) if error is not None]
+    if failed:
+        log.warning("%d of %d kernels did not compile ahead: %s", len(failed), len(executor.futures), failed[0])
     return len(executor.futures)
 
 

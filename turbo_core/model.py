@@ -41,7 +41,17 @@ from .attention import (
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import BLOCK_CODES, ROW_LINEARS, Activation, LayerNorm, Lending, Linear, RMSNorm, TorchOperations
+from .layers import (
+    BLOCK_CODES,
+    ROW_LINEARS,
+    Activation,
+    LayerNorm,
+    Lending,
+    Linear,
+    RMSNorm,
+    TorchOperations,
+    linear_together,
+)
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
 from .text import EmbeddedText
@@ -298,12 +308,13 @@ class SelfAttention(_Attention):
         return _patched(kernel(q, k, v), q, k, hooks)
 
     def _sparse(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Activation:
-        with self.norm_q.lend(x.like) as lent:
-            int8 = attention.mode == "sagesla"
-            q = qk_norm(self.q(x), lent.weight, self.norm_q.eps, inputs.rotation, self.heads, BLOCK_Q, int8)
-        with self.norm_k.lend(x.like) as lent:
-            k = qk_norm(self.k(x), lent.weight, self.norm_k.eps, inputs.rotation, self.heads, BLOCK_K)
-        v = self._split(self.v(x))
+        int8 = attention.mode == "sagesla"
+        q, k, v = linear_together((self.q, self.k, self.v), x)
+        with self.norm_q.lend(q) as lent:
+            q = qk_norm(q, lent.weight, self.norm_q.eps, inputs.rotation, self.heads, BLOCK_Q, int8)
+        with self.norm_k.lend(k) as lent:
+            k = qk_norm(k, lent.weight, self.norm_k.eps, inputs.rotation, self.heads, BLOCK_K)
+        v = self._split(v)
         hooks.interrupted()
         with self.proj_l.lend(v) as proj:
             if self.o.takes == BLOCK_CODES and hooks.self_attention_patch() is None and SPARSE.accepts(v):
@@ -328,8 +339,10 @@ class CrossAttention(_Attention):
         """Query norm, attention and the quantization for the output projection in one pass over q."""
         like, eps = q, self.norm_q.eps
         q, k, v = self._split(q), self._split(k), self._split(v)
-        with self.norm_q.lend(q) as norm_q, self.norm_k.lend(k) as norm_k:
-            k = norm_keys(k, norm_q.weight, norm_k.weight, self.norm_k.eps)
+        with self.norm_q.lend(q) as lent:
+            q_weight = lent.weight.clone()  # one loan at a time: a host may lend every second one the same memory
+        with self.norm_k.lend(k) as lent:
+            k = norm_keys(k, q_weight, lent.weight, self.norm_k.eps)
         if self.o.takes == BLOCK_CODES:
             return Activation.of_codes(text_attention_quantized(q, k, v, eps, repeats=text.repeats), like)
         return Activation(text_attention(q, k, v, eps, repeats=text.repeats).flatten(2))

@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, relative_error
 
 from turbowan.kernels import block_int8, dispatch
-from turbowan.turbo_core import attention, checkpoint, hooks, model
+from turbowan.turbo_core import attention, checkpoint, hooks, layers, model
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError, LatentError
 from turbowan.turbo_core.hooks import BlockInputs, Hooks
-from turbowan.turbo_core.layers import Activation, Linear
+from turbowan.turbo_core.layers import Activation, Lending, Linear
 from turbowan.turbo_core.model import TurboWan, sinusoid
 
 DENSE = AttentionSettings(mode="dense")
@@ -303,6 +304,57 @@ def test_cross_attention_by_its_kernel_unless_a_host_replaces_it(tmp_path, monke
         replaced = net(latent.half(), timestep, context.half(), hooks=Recording())
     assert Recording.shapes == [((1, 6, 2, 128), (1, 32, 2, 128))] * 2
     assert relative_error(fused, replaced) < HALF_PRODUCTS[torch.float16]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("mode", ["sla", "sagesla", "dense"])
+@pytest.mark.parametrize("kernels", [False, True], ids=["torch", "kernels"])
+def test_layers_are_lent_one_at_a_time(tmp_path, monkeypatch, device, mode, kernels):
+    """A host that streams weights has memory for one or two of them, which the next loan overwrites."""
+    if mode == "sagesla" and not kernels:
+        pytest.skip("sagesla is a kernel")
+    net = build(tmp_path, quantized=True, dtype=torch.float32).to(device)
+    net.attention = AttentionSettings(mode=mode, topk=0.4)
+    lent = []
+
+    def watched(layer):
+        lend = layer.lend
+
+        @contextmanager
+        def once(x):
+            assert not lent, f"{layer} is lent while {lent} still are"
+            lent.append(layer)
+            with lend(x) as loan:
+                yield loan
+            lent.pop()
+
+        return once
+
+    for module in net.modules():
+        if isinstance(module, Lending):
+            module.lend = watched(module)
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None if kernels else "the test asks for torch")
+    latent, timestep, context = (tensor.to(device, torch.float16) for tensor in inputs(size=(1, 4, 6)))
+    with torch.inference_mode():
+        net(latent, timestep, context)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("room", [2**20, 0], ids=["one product", "apart"])
+def test_layers_of_one_input_give_the_same_together(tmp_path, monkeypatch, device, room):
+    attention = build(tmp_path, quantized=True, dtype=torch.float32).to(device).blocks[0].self_attn
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None)
+    monkeypatch.setattr(layers, "TOGETHER_BYTES", room)
+    calls = []
+    linear = block_int8.linear
+    monkeypatch.setattr(block_int8, "linear", lambda *args, **named: calls.append(args) or linear(*args, **named))
+    projections = (attention.q, attention.k, attention.v)
+    x = torch.randn(2, 33, 256, generator=torch.Generator().manual_seed(1)).to(device, torch.float16)
+    with torch.inference_mode():
+        together = layers.linear_together(projections, Activation(x))
+        assert len(calls) == (1 if room else 3)
+        for out, projection in zip(together, projections, strict=True):
+            assert torch.equal(out, projection(x))
 
 
 def test_a_layer_that_gets_codes_alone_can_still_run_dense(generator):

@@ -1,0 +1,104 @@
+"""Compile what a forward launches for a GPU that is not there; prints one JSON line a kernel. Run by a test.
+
+    python without_gpu.py CAPABILITY ATTENTION QUANTIZED
+
+Triton gets a driver that knows the GPU's properties and loads nothing; tensors are the CPU's. Everything from the
+launchers to ptxas is real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import types
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}  # bytes a program may take
+MULTIPROCESSORS = 132
+
+capability, attention, quantized = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "int8"
+properties = types.SimpleNamespace(
+    multi_processor_count=MULTIPROCESSORS,
+    shared_memory_per_block_optin=SHARED_MEMORY[capability],
+    major=capability // 10,
+    minor=capability % 10,
+)
+
+
+def tell(what: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")  # one write, because several threads tell
+    sys.stdout.flush()
+
+
+class Launcher:
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, *_: object) -> None:
+        raise AssertionError("a kernel was launched")
+
+
+class Utils:
+    @staticmethod
+    def load_binary(name: str, binary: bytes, shared: int, device: int) -> tuple:
+        tell({"kernel": name, "shared": shared, "bytes": len(binary)})
+        return object(), object(), 0, 0, 1024
+
+    @staticmethod
+    def get_device_properties(device: int) -> dict[str, int]:
+        return {
+            "max_shared_mem": SHARED_MEMORY[capability],
+            "multiprocessor_count": MULTIPROCESSORS,
+            "warpSize": 32,
+        }
+
+
+class Driver:
+    utils, launcher_cls = Utils, Launcher
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", capability, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+driver.set_active(Driver())
+torch.cuda.get_device_capability = lambda *_: (capability // 10, capability % 10)
+torch.cuda.get_device_properties = lambda *_: properties
+torch.cuda.current_device = lambda: 0
+torch.cuda.set_device = lambda *_: None
+torch.cuda.device = lambda *_: contextlib.nullcontext()
+
+from turbowan.kernels import dispatch  # noqa: E402
+
+hopper = capability == 90
+gluon = hopper and triton.__version__.startswith("3.6.")  # elsewhere the probe on a GPU may refuse it
+dispatch.triton_refusal = lambda device, least=(8, 0): None if (capability // 10, capability % 10) >= least else "old"
+dispatch.gluon_refusal = lambda *_: None if gluon else "not here"
+dispatch.use_tma = lambda device: hopper
+
+from turbowan.benchmarks import synthetic  # noqa: E402
+from turbowan.turbo_core.attention import AttentionSettings  # noqa: E402
+from turbowan.turbo_core.config import WanConfig  # noqa: E402
+
+config = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=1, has_proj_l=True)
+network = synthetic.model(config, torch.device("cpu"), quantized=quantized)
+network.attention = AttentionSettings(mode=attention, topk=0.1)
+for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16))):
+    x = torch.randn(batch, 16, *size, dtype=torch.bfloat16)
+    context = torch.randn(batch, 512, 4096, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        count = network.compile_ahead(x, torch.full((batch,), 988.0), context)
+    tell({"asked for": count})
