@@ -20,7 +20,8 @@ from .key_pass import LINEAR_EPS, KeyBall, KeyPass, LinearBranch
 from .routing import BLOCK_K
 
 PROGRAMS_PER_MULTIPROCESSOR = 4
-TILE = 128
+# With 8 warps: nothing spills on Hopper when compiled, and 64 KiB of shared memory fit every GPU from sm80 on.
+TILE = 64
 FOLD_ROWS = 16
 
 
@@ -29,7 +30,7 @@ def _key_sums_kernel(
     k_ptr,  # [B, L, H, D]
     v_ptr,  # [B, L, H, D]
     centre_ptr,  # fp32 [B, H, D]
-    kv_ptr,  # fp32 [B, H, stretches, D, D]
+    vk_ptr,  # fp32 [B, H, stretches, D, D], vᵀ D·φ(k)
     feature_ptr,  # fp32 [B, H, stretches, D]
     reach_ptr,  # fp32 [B, H, stretches], the largest |k − centre|²
     codes_ptr,  # int8 [B, L, H, D], contiguous
@@ -59,7 +60,7 @@ def _key_sums_kernel(
     k_base = k_ptr + batch * k_b + head * k_h + columns[None, :]
     v_base = v_ptr + batch * v_b + head * v_h + columns[None, :]
     centre = tl.load(centre_ptr + batch_head * D + columns)
-    kv = tl.zeros((D, D), dtype=tl.float32)
+    vk = tl.zeros((D, D), dtype=tl.float32)
     feature_sum = tl.zeros((D,), dtype=tl.float32)
     reach = tl.zeros((TILE,), dtype=tl.float32)
     first = number * stretch
@@ -72,7 +73,8 @@ def _key_sums_kernel(
         e = tl.exp2((k - tl.max(k, axis=1)[:, None]) * 1.4426950408889634)
         features = tl.where(present, e * (D / tl.sum(e, axis=1))[:, None], 0.0)
         feature_sum += tl.sum(features, axis=0)
-        kv += tl.dot(tl.trans(features.to(v.dtype)), v)
+        # Values on the left: they come transposed out of shared memory, where features would have to be moved first.
+        vk = tl.dot(tl.trans(v), features.to(v.dtype), vk)
         centred = tl.where(present, k - centre[None, :], 0.0)
         reach = tl.maximum(reach, tl.sum(centred * centred, axis=1))
         if INT8:
@@ -87,12 +89,12 @@ def _key_sums_kernel(
     slot = batch_head.to(tl.int64) * stretches + number
     tl.store(reach_ptr + slot, tl.max(reach, axis=0))
     tl.store(feature_ptr + slot * D + columns, feature_sum)
-    tl.store(kv_ptr + slot * D * D + columns[:, None] * D + columns[None, :], kv)
+    tl.store(vk_ptr + slot * D * D + columns[:, None] * D + columns[None, :], vk)
 
 
 @triton.jit(do_not_specialize=["length", "stretches"])
 def _fold_kernel(
-    kv_ptr,  # fp32 [B, H, stretches, D, D]
+    vk_ptr,  # fp32 [B, H, stretches, D, D], vᵀ D·φ(k)
     feature_ptr,  # fp32 [B, H, stretches, D]
     reach_ptr,  # fp32 [B, H, stretches]
     weight_ptr,  # fp32 [D, D]
@@ -107,17 +109,17 @@ def _fold_kernel(
     batch_head = tl.program_id(0).to(tl.int64)
     features = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, D)
-    kv = tl.zeros((ROWS, D), dtype=tl.float32)
+    vk = tl.zeros((D, ROWS), dtype=tl.float32)
     total = tl.zeros((ROWS,), dtype=tl.float32)
     reach = 0.0
     for i in range(stretches):
         slot = batch_head * stretches + i
-        kv += tl.load(kv_ptr + slot * D * D + features[:, None] * D + columns[None, :])
+        vk += tl.load(vk_ptr + slot * D * D + columns[:, None] * D + features[None, :])
         total += tl.load(feature_ptr + slot * D + features)
         reach = tl.maximum(reach, tl.load(reach_ptr + slot))
-    means = kv / tl.maximum(total, 1.1754943508222875e-38)[:, None]
+    means = vk / tl.maximum(total, 1.1754943508222875e-38)[None, :]
     weight = tl.load(weight_ptr + columns[:, None] * D + columns[None, :])
-    values = tl.dot(means, tl.trans(weight), input_precision="tf32x3")
+    values = tl.dot(tl.trans(means), tl.trans(weight), input_precision="tf32x3")
     out = values_ptr + (batch_head * D + features)[:, None] * D + columns[None, :]
     tl.store(out, values.to(values_ptr.dtype.element_ty))
     tl.store(k_mean_ptr + batch_head * D + features, total / length)
@@ -137,7 +139,7 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
     stretch = triton.cdiv(triton.cdiv(length, wanted), TILE) * TILE
     stretches = triton.cdiv(length, stretch)
     single = {"dtype": torch.float32, "device": k.device}
-    kv = torch.empty(batch, heads, stretches, dim, dim, **single)
+    vk = torch.empty(batch, heads, stretches, dim, dim, **single)
     feature_sums, reach = (
         torch.empty(batch, heads, stretches, dim, **single),
         torch.empty(batch, heads, stretches, **single),
@@ -156,11 +158,11 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
             k,
             v,
             centre,
-            kv,
+            vk,
             feature_sums,
             reach,
-            codes.codes if codes else kv,
-            codes.scale if codes else kv,
+            codes.codes if codes else vk,
+            codes.scale if codes else vk,
             length,
             stretch,
             stretches,
@@ -178,7 +180,7 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
             num_stages=2,
         )
         _fold_kernel[(batch * heads, dim // FOLD_ROWS)](
-            kv,
+            vk,
             feature_sums,
             reach,
             weight.to(torch.float32).contiguous(),

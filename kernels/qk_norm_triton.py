@@ -12,8 +12,9 @@ from .int8_heads import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .norm import Rotation
 from .qk_norm import PooledHeads
 
-# Elements that a program holds at once: 4 rows of the 1.3B model (padded to 2,048), 1 of the 14B model (8,192).
-TILE_ELEMENTS = 8192
+# Elements that a program works on at once, where a row is not longer: 2 rows of the 1.3B model (padded to 2,048). One
+# row of the 14B model (8,192) has twice the warps.
+TILE_ELEMENTS = 4096
 
 
 @triton.jit(do_not_specialize=["length", "blocks"])
@@ -39,7 +40,6 @@ def _qk_norm_kernel(
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,  # padded
     D: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64) // blocks
     block = tl.program_id(0) % blocks
@@ -50,18 +50,28 @@ def _qk_norm_kernel(
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0)
     pairs = tl.arange(0, HEADS * D // 2) % (D // 2)
     sums = tl.zeros((ROWS, HEADS * D), dtype=tl.float32)
-    for start in tl.range(0, POOL, ROWS, num_stages=STAGES):
-        tokens = block * POOL + start + tl.arange(0, ROWS)
+    row = tl.arange(0, ROWS)
+    base = x_ptr + batch * x_b + columns[None, :]
+    first = block * POOL
+    tokens = first + row
+    mask = (tokens < length)[:, None] & inside[None, :]
+    following = tl.load(base + tokens.to(tl.int64)[:, None] * x_l, mask=mask, other=0.0)
+    for start in range(0, POOL, ROWS):
+        x = following.to(tl.float32)
+        tokens = first + start + row
         present = tokens < length
         rows = tokens.to(tl.int64)
         mask = present[:, None] & inside[None, :]
-        x = tl.load(x_ptr + batch * x_b + rows[:, None] * x_l + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-        norm = tl.rsqrt(tl.sum(x * x, axis=1) / width + eps)
-        y = x * norm[:, None] * weight[None, :]
-        a, b = tl.split(tl.reshape(y, (ROWS, HEADS * D // 2, 2)))
         angles = rows[:, None] * (D // 2) + pairs[None, :]
         cos = tl.load(cos_ptr + angles, mask=present[:, None], other=0.0)
         sin = tl.load(sin_ptr + angles, mask=present[:, None], other=0.0)
+        # The next rows are on their way while these are worked on.
+        ahead = tokens + ROWS
+        wanted = (ahead < tl.minimum(first + POOL, length))[:, None] & inside[None, :]
+        following = tl.load(base + ahead.to(tl.int64)[:, None] * x_l, mask=wanted, other=0.0)
+        norm = tl.rsqrt(tl.sum(x * x, axis=1) / width + eps)
+        y = x * norm[:, None] * weight[None, :]
+        a, b = tl.split(tl.reshape(y, (ROWS, HEADS * D // 2, 2)))
         rounded = tl.interleave(a * cos - b * sin, a * sin + b * cos).to(y_ptr.dtype.element_ty)
         own = (batch * length + rows)[:, None] * width + columns[None, :]
         tl.store(y_ptr + own, rounded, mask=mask)
@@ -71,7 +81,8 @@ def _qk_norm_kernel(
             y = tl.reshape(y, (ROWS, HEADS, D))
             amax = tl.maximum(tl.max(tl.abs(y), axis=2), AMAX_MIN)
             codes = round_even(y * (CODE_LIMIT / amax)[:, :, None]).to(tl.int8)
-            tl.store(codes_ptr + own, tl.reshape(codes, (ROWS, HEADS * D)), mask=mask)
+            # 8 bytes a thread, as its share of x: a wider store would move every tensor of the loop to another layout.
+            tl.store(codes_ptr + tl.max_contiguous(own, [1, 8]), tl.reshape(codes, (ROWS, HEADS * D)), mask=mask)
             scale_ptrs = scale_ptr + (batch * heads + head)[None, :] * length + rows[:, None]
             tl.store(scale_ptrs, amax * (1.0 / CODE_LIMIT), mask=present[:, None] & (head < heads)[None, :])
     count = tl.minimum(length - block * POOL, POOL).to(tl.float32)
@@ -123,7 +134,6 @@ def qk_norm_triton(
             ROWS=max(1, min(block, TILE_ELEMENTS // (padded_heads * dim))),
             HEADS=padded_heads,
             D=dim,
-            STAGES=3,
-            num_warps=8,
+            num_warps=8 if padded_heads * dim <= TILE_ELEMENTS else 16,
         )
     return PooledHeads(y, means, codes)
