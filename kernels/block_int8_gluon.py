@@ -48,7 +48,7 @@ _CODE_MAX = gl.constexpr(12582912.0 + 127.0)
 
 
 @gluon.jit
-def tile_of(tile, m_blocks, n_blocks, L2_ROWS: gl.constexpr):
+def _tile_of(tile, m_blocks, n_blocks, L2_ROWS: gl.constexpr):
     """Columns first within groups of row blocks."""
     per_group = L2_ROWS * n_blocks
     first_m = tile // per_group * L2_ROWS
@@ -57,7 +57,7 @@ def tile_of(tile, m_blocks, n_blocks, L2_ROWS: gl.constexpr):
 
 
 @gluon.jit
-def next_stage(stage, phase, STAGES: gl.constexpr):
+def _next_stage(stage, phase, STAGES: gl.constexpr):
     stage += 1
     if stage == STAGES:
         stage = 0
@@ -66,7 +66,7 @@ def next_stage(stage, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def copy_tiles(
+def _copy_tiles(
     a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks,
     GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
 ):  # fmt: skip
@@ -76,7 +76,7 @@ def copy_tiles(
     stage = 0
     phase = 1  # a fresh barrier's previous phase: every stage is free at first
     for tile in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
-        m_block, n_block = tile_of(tile, m_blocks, n_blocks, L2_ROWS)
+        m_block, n_block = _tile_of(tile, m_blocks, n_blocks, L2_ROWS)
         for k_block in range(k_blocks):
             mbarrier.wait(free.index(stage), phase)
             arrived = ready.index(stage)
@@ -87,11 +87,11 @@ def copy_tiles(
                 tma.async_copy_global_to_shared(
                     a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group)
                 )
-            stage, phase = next_stage(stage, phase, STAGES)
+            stage, phase = _next_stage(stage, phase, STAGES)
 
 
 @gluon.jit
-def gelu_tanh(x):
+def _gelu_tanh(x):
     """x/2·(1 + tanh u) with the hardware's tanh (relative error 2^-11); two special functions less than exactly."""
     u = x * (0.7978845608028654 + 0.03567740813636141 * (x * x))
     t = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=gl.float32, is_pure=True, pack=1)
@@ -115,7 +115,7 @@ def _multiply_tiles(
     x_phase = 0
     turn_phase = 1 if group == 0 else 0  # the first warpgroup need not wait for its first turn
     for tile in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
-        m_block, n_block = tile_of(tile, m_blocks, n_blocks, L2_ROWS)
+        m_block, n_block = _tile_of(tile, m_blocks, n_blocks, L2_ROWS)
         first = (m_block * GROUPS + group) * rows_a_group
         rows = first + gl.arange(0, rows_a_group, gl.SliceLayout(1, layout))
         # Rows past the end are computed with the last row's scales and never written.
@@ -144,13 +144,13 @@ def _multiply_tiles(
             mbarrier.arrive(free.index(stage))
             total += product.to(gl.float32) * scale[:, None]
             scale = next_scale
-            stage, phase = next_stage(stage, phase, STAGES)
+            stage, phase = _next_stage(stage, phase, STAGES)
 
         columns = n_block * width + gl.arange(0, width, gl.SliceLayout(0, layout))
         if HAS_BIAS:
             total += gl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(gl.float32)[None, :]
         if GELU:
-            total = gelu_tanh(total)
+            total = _gelu_tanh(total)
         tma.store_wait(0)  # the last tile has left y_tile
         if RESIDUAL:
             mbarrier.expect(x_arrived, rows_a_group * width * 2)
@@ -244,7 +244,7 @@ def _linear_kernel(
                 m_blocks, n_blocks, k_blocks,
                 2, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, LEAD, GROUPS, STAGES, L2_ROWS,
             )),
-            (copy_tiles, (
+            (_copy_tiles, (
                 a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks, GROUPS, STAGES, L2_ROWS,
             )),
         ],
@@ -291,14 +291,14 @@ def _launch(
 ) -> None:
     (m, k), n = a.codes.shape, w.shape[0]
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
-    y_desc = descriptor(y, GROUP_ROWS)
+    y_desc = _descriptor(y, GROUP_ROWS)
     tiles = triton.cdiv(m, GROUPS * GROUP_ROWS) * triton.cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
-        _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
-            descriptor(a.codes, GROUP_ROWS),
-            descriptor(w.codes.contiguous(), BLOCK),
+        _linear_kernel[(min(tiles, _multiprocessors(y.device)),)](
+            _descriptor(a.codes, GROUP_ROWS),
+            _descriptor(w.codes.contiguous(), BLOCK),
             y_desc,
-            y_desc if residual is None else descriptor(residual.x.reshape(m, n), GROUP_ROWS),
+            y_desc if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
             a.scale,
             w.scale.contiguous(),
             y if bias is None else bias,
@@ -331,10 +331,10 @@ def _layout(dtype: torch.dtype, rows: int) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for([rows, BLOCK], element)
 
 
-def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, [rows, BLOCK], _layout(x.dtype, rows))
 
 
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
+def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count

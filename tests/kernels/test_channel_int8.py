@@ -4,7 +4,6 @@ from tolerances import ROUND_TRIP, SQNR_CHANNEL_LINEAR_DB, relative_error, sqnr_
 
 from turbowan.kernels import channel_fp8, channel_int8
 from turbowan.kernels.block_int8 import GatedResidual
-from turbowan.kernels.dispatch import gluon_refusal
 from turbowan.kernels.row_codes import RowCodes, quantize_rows_ref
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
@@ -18,56 +17,58 @@ def operands(m, k, n, generator, device, dtype=torch.int8) -> tuple[RowCodes, Ro
     return a, quantize_rows_ref(torch.randn(n, k, generator=generator) / k**0.5, dtype).to(device)
 
 
-def launcher(name, device):
-    """The plain kernel, or Hopper's, whatever the dispatcher would take here."""
-    if name == "plain":
-        return pytest.importorskip("turbowan.kernels.channel_int8_triton")._launch
-    reason = gluon_refusal(device)
-    if reason is not None:
-        pytest.skip(reason)
-    from turbowan.kernels.channel_int8_gluon import linear_gluon
-
-    return linear_gluon
-
-
-KERNELS = ["plain", pytest.param("gluon", marks=pytest.mark.gpu)]
+@pytest.fixture(params=["tiles", "persistent"])
+def persistent(request, device) -> bool:
+    """Which kernel; on a GPU the persistent one where its descriptors are taken."""
+    kernels = pytest.importorskip("turbowan.kernels.channel_int8_triton")
+    if request.param == "persistent":
+        pytest.importorskip("triton.tools.tensor_descriptor")
+        if device.type == "cuda" and not kernels.takes_descriptors(device):
+            pytest.skip("this GPU takes no tensor descriptors")
+    return request.param == "persistent"
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.fixture
+def linear(persistent, monkeypatch):
+    from turbowan.kernels import channel_int8_triton
+
+    monkeypatch.setattr(channel_int8_triton, "takes_descriptors", lambda device: persistent)
+    return channel_int8_triton.linear_triton
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-def test_gemm_kernel_equals_reference(shape, gelu, kernel, half, device, generator):
+def test_gemm_kernel_equals_reference(shape, gelu, linear, half, device, generator):
     a, w = operands(*shape, generator, device)
     bias = torch.randn(shape[2], generator=generator).to(device, half)
-    y = torch.empty(shape[0], shape[2], dtype=half, device=device)
-    launcher(kernel, device)(a, w, bias, gelu, y, None)
-    limit = ROUND_TRIP[half] + (2.0**-11 if gelu and kernel == "gluon" else 0)  # the hardware's tanh
-    assert relative_error(y, channel_int8.linear_ref(a, w, bias, gelu, torch.float32)) < limit
+    ref = channel_int8.linear_ref(a, w, bias, gelu, torch.float32)
+    assert relative_error(linear(a, w, bias, gelu, half), ref) < ROUND_TRIP[half]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("gates", [None, 1, 2], ids=["no gate", "one gate", "gates"])
-@pytest.mark.parametrize("batch_shape", [(2, 65, 256, 208), (2, 300, 128, 384)], ids=str)
-def test_gated_residual_is_added_in_the_epilogue(batch_shape, gates, kernel, half, device, generator):
-    batch, length, k, n = batch_shape
+@pytest.mark.parametrize("shape", [(2, 65, 256, 208), (2, 150, 128, 384)], ids=str)
+def test_gated_residual_is_added_in_the_epilogue(shape, gates, linear, half, device, generator):
+    batch, length, k, n = shape
     a, w = operands(batch * length, k, n, generator, device)
     bias = torch.randn(n, generator=generator).to(device, half)
     gate = None if gates is None else torch.randn(gates, n, generator=generator).to(device)
     residual = GatedResidual(torch.randn(batch, length, n, generator=generator).to(device, half), gate)
-    y = torch.empty(batch * length, n, dtype=half, device=device)
-    launcher(kernel, device)(a, w, bias, False, y, residual)
     ref = residual.add(channel_int8.linear_ref(a, w, bias, False, torch.float32)).reshape(-1, n)
-    assert relative_error(y, ref) < ROUND_TRIP[half]
+    assert relative_error(linear(a, w, bias, False, half, residual), ref) < ROUND_TRIP[half]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(1000, 512, 640), (20000, 1536, 1024)], ids=["a tile each", "many tiles each"])
 def test_the_two_kernels_give_the_same_bits(shape, half, device, generator):
+    from turbowan.kernels import channel_int8_triton
+
+    if not channel_int8_triton.takes_descriptors(device):
+        pytest.skip("this GPU takes no tensor descriptors")
     a, w = operands(*shape, generator, device)
     results = []
-    for kernel in ("plain", "gluon"):
+    for persistent in (False, True):
         y = torch.empty(shape[0], shape[2], dtype=half, device=device)
-        launcher(kernel, device)(a, w, None, False, y, None)
+        channel_int8_triton.launch(a, w, None, False, None, None, y, persistent)
         results.append(y)
     assert torch.equal(*results)
 
