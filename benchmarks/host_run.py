@@ -7,7 +7,8 @@ Writes a random quantized checkpoint in the released layout and a random Wan 2.1
 `workflows/api/TurboWan_T2V.json` with other file names and a random conditioning for the text encoder pair, and
 checks the MP4 that comes back. Three prompts that differ by seed: cold (load and JIT), warm, and reloaded (weights
 back from host memory after the host was told to unload). A step's time ends when the GPU has finished it
-(`host_observer`). The clip is as hard to encode as a real one (`random_vae`); its bitrate is printed.
+(`host_observer`), compiling kernels is a stage of its own (`stages`). The clip is as hard to encode as a real one
+(`random_vae`); its bitrate is printed beside the times.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import torch
@@ -35,6 +35,7 @@ import torch
 from turbowan.benchmarks import released_files, synthetic
 from turbowan.benchmarks.released_files import CHECKPOINT, VAE
 from turbowan.benchmarks.request import Size, parse_size
+from turbowan.benchmarks.stages import SAMPLER, Mark, stage_seconds
 from turbowan.turbo_core.config import WanConfig
 
 REPO = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ from host.server import ComfyProcess, default_packs, free_port  # noqa: E402
 from host.workflow import Prompt, nodes_of, shrink_workflow  # noqa: E402
 
 WORKFLOW = REPO / "workflows" / "api" / "TurboWan_T2V.json"
-SAMPLER, LOADER = "TurboT2VSampler", "TurboLoader"
+LOADER = "TurboLoader"
 TINY = WanConfig(dim=256, ffn_dim=384, num_heads=2, num_layers=2, has_proj_l=True)
 MODELS = {"tiny": TINY} | {name: synthetic.MODELS[name] for name in ("1.3b", "14b")}
 VAE_WIDTHS = {"tiny": 8, "1.3b": 96, "14b": 96}
@@ -72,9 +73,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """One prompt: seconds by stage, GPU peaks by node, host memory of the ComfyUI process; bytes."""
+    """One prompt: seconds by stage, bits a second of the MP4; bytes: GPU peaks by node, memory of ComfyUI's process."""
 
     seconds: dict[str, float]
+    bitrate: float
     allocated: dict[str, int]
     reserved: dict[str, int]
     gpu_used: int
@@ -147,30 +149,10 @@ def gpu_memory_in_use() -> Iterator[list[int]]:
 
 
 def timed_run(client: ComfyClient, prompt: Prompt) -> tuple[Run, dict[str, float]]:
-    """The run, and the seconds of each node that it came to; the sampler's by step."""
-    marks: list[tuple[float, dict[str, Any]]] = []
+    """The run, and its seconds by stage."""
+    marks: list[Mark] = []
     run = client.run(prompt, timeout=PROMPT_TIMEOUT, on_event=lambda event: marks.append((time.perf_counter(), event)))
-    return run, stage_seconds(marks, prompt)
-
-
-def stage_seconds(marks: list[tuple[float, dict[str, Any]]], prompt: Prompt) -> dict[str, float]:
-    begin = next(at for at, event in marks if event["type"] == "execution_start")
-    end = marks[-1][0]
-    starts = [(at, event["data"]["node"]) for at, event in marks if event["type"] == "executing"]
-    starts = [(at, node) for at, node in starts if node is not None]
-    seconds: dict[str, float] = {}
-    for (at, node), (until, _) in zip(starts, [*starts[1:], (end, None)], strict=True):
-        name = prompt[node]["class_type"]
-        if name != SAMPLER:
-            seconds[name] = until - at
-            continue
-        reports = (event["data"] | {"at": mark} for mark, event in marks if event["type"] == "progress")
-        for report in reports:
-            if report["node"] == node:
-                seconds[f"{name} step {report['value']}"] = report["at"] - at
-                at = report["at"]
-        seconds[f"{name} end"] = until - at
-    return seconds | {"total": end - begin}
+    return run, stage_seconds(marks, {node: item["class_type"] for node, item in prompt.items()})
 
 
 def check_video(client: ComfyClient, run: Run, prompt: Prompt, plan: Plan) -> bytes:
@@ -186,37 +168,40 @@ def check_video(client: ComfyClient, run: Run, prompt: Prompt, plan: Plan) -> by
         stream = container.streams.video[0]
         first = torch.from_numpy(next(container.decode(stream)).to_ndarray(format="rgb24")).float()
         codec = stream.codec_context.name
-    bitrate = 8 * len(data) * FPS / frames / 1e6
-    print(f"{saved['filename']}: {len(data) / 2**20:.1f} MiB, {bitrate:.1f} Mbit/s, {codec}, {found}", flush=True)
+    print(f"{saved['filename']}: {len(data) / 2**20:.1f} MiB, {codec}, {found}", flush=True)
     if not saved["filename"].endswith(".mp4") or found != expected or first.std() < 1:
         raise SystemExit(f"the video must be {expected} and show something")
     return data
 
 
-def measure(host: Host, client: ComfyClient, prompt: Prompt) -> tuple[Figures, Run]:
+def measure(host: Host, client: ComfyClient, prompt: Prompt, plan: Plan) -> tuple[Figures, bytes]:
+    """One prompt's figures and its MP4."""
     with gpu_memory_in_use() as used:
         run, seconds = timed_run(client, prompt)
+    data = check_video(client, run, prompt, plan)
     peaks = [(prompt[item["node"]]["class_type"], item) for item in client.get("/turbowan_bench/memory")]
     peaks = [(name, item) for name, item in peaks if item["allocated"] > SHOWN]
     figures = Figures(
         seconds=seconds,
+        bitrate=8 * len(data) * FPS / plan.size[2],
         allocated={name: item["allocated"] for name, item in peaks},
         reserved={name: item["reserved"] for name, item in peaks},
         gpu_used=used[0],
         host=host.memory(),
     )
-    return figures, run
+    return figures, data
 
 
 def print_table(runs: dict[str, Figures]) -> None:
     print(f"\n{'':36s}" + "".join(f"{name:>12s}" for name in runs))
     _print_rows("s", [figures.seconds for figures in runs.values()], 1)
+    _print_rows("Mbit/s", [{"MP4": figures.bitrate} for figures in runs.values()], 1e6)
     _print_rows("GiB allocated", [figures.allocated for figures in runs.values()], GIB)
     _print_rows("GiB reserved", [figures.reserved for figures in runs.values()], GIB)
     _print_rows("GiB", [{"GPU in use (nvidia-smi)": figures.gpu_used} | figures.host for figures in runs.values()], GIB)
 
 
-def _print_rows(unit: str, columns: list[dict[str, float]], scale: int) -> None:
+def _print_rows(unit: str, columns: list[dict[str, float]], scale: float) -> None:
     for name in dict.fromkeys(name for column in columns for name in column):
         values = (f"{column[name] / scale:12.3f}" if name in column else f"{'–':>12s}" for column in columns)
         print(f"{name + ', ' + unit:36s}" + "".join(values))
@@ -239,9 +224,7 @@ def run_prompts(plan: Plan, base: Path, passes: Sequence[str]) -> Iterator[tuple
         for seed, name in enumerate(passes):
             if name == RELOADED:
                 client.post("/free", {"unload_models": True, "free_memory": False})
-            prompt = workflow(plan, seed)
-            figures, run = measure(host, client, prompt)
-            yield name, figures, check_video(client, run, prompt, plan)
+            yield name, *measure(host, client, workflow(plan, seed), plan)
 
 
 def parse() -> tuple[Plan, Path | None]:

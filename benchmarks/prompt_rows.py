@@ -20,12 +20,13 @@ from turbowan.benchmarks.ceilings import Ceilings
 from turbowan.benchmarks.contestants import DENSE, NATIVE
 from turbowan.benchmarks.report import Row
 from turbowan.benchmarks.request import Request
+from turbowan.benchmarks.stages import DECODER, SAMPLER
 from turbowan.benchmarks.vae_rows import WIDTH
 
 STEPS = 4
 NATIVE_FORWARDS = 100  # 50 steps, each with and without the prompt
 PASSES = ("cold", "warm", "warm 2", "warm 3")
-STAGES = {"sampler": host_run.SAMPLER, "VAE decode": "TurboVAEDecode", "MP4": "SaveVideo"}
+STAGES = {"sampler": SAMPLER, "VAE decode": DECODER, "MP4": "SaveVideo"}
 
 
 def measure(request: Request, ceilings: Ceilings, measured: Sequence[Row]) -> list[Row]:
@@ -69,7 +70,7 @@ def native_prompt_ms(measured: Sequence[Row], mp4: float) -> float | None:
 
 
 def _of_node(seconds: dict[str, float], node: str) -> float:
-    """A node's seconds, a sampler's steps together."""
+    """A node's seconds, compiling and a sampler's steps together."""
     return sum(value for name, value in seconds.items() if name == node or name.startswith(node + " "))
 
 

@@ -23,6 +23,7 @@ from turbowan.benchmarks import (
     report,
     scaling,
     scaling_plot,
+    stages,
     suite,
     synthetic,
     timing,
@@ -197,6 +198,80 @@ def test_a_native_prompt_is_counted_from_its_parts_or_not_at_all() -> None:
     assert prompt_rows.native_prompt_ms([ROW, step, decode], 400.0) == 100 * 600 + 1600 + 400
     assert prompt_rows.native_prompt_ms([ROW, decode], 400.0) is None
     assert prompt_rows.native_prompt_ms([step], 400.0) is None
+
+
+class TestStages:
+    @staticmethod
+    def seconds(*told: tuple[float, str, str | None, tuple[int, int] | None]) -> dict[str, float]:
+        """From (seconds, type, node, value and total): messages as ComfyUI sends them, a time beside each."""
+        marks = [
+            (at, {"type": kind, "data": {"node": node} | ({"value": done[0], "max": done[1]} if done else {})})
+            for at, kind, node, done in told
+        ]
+        classes = {"1": "TurboLoader", "7": "TurboT2VSampler", "8": "TurboVAEDecode", "9": "SaveVideo"}
+        return stages.stage_seconds(marks, classes)
+
+    def test_a_warm_prompt_has_nodes_and_steps(self) -> None:
+        assert self.seconds(
+            (1.0, "execution_start", None, None),
+            (2.0, "executing", "7", None),
+            (3.0, "progress", "7", (1, 2)),
+            (3.5, "progress", "7", (2, 2)),
+            (4.0, "executing", "8", None),
+            (4.5, "progress", "8", (9, 81)),
+            (5.0, "progress", "8", (81, 81)),
+            (6.0, "executing", "9", None),
+            (6.5, "executing", None, None),
+            (7.0, "execution_success", None, None),
+        ) == {
+            "TurboT2VSampler step 1": 1.0,
+            "TurboT2VSampler step 2": 0.5,
+            "TurboT2VSampler end": 0.5,
+            "TurboVAEDecode": 2.0,
+            "SaveVideo": 1.0,
+            "total": 6.0,
+        }
+
+    @pytest.mark.parametrize(("kernels", "steps"), [(18, 2), (2, 2), (1, 1)])
+    def test_compiling_is_no_step(self, kernels: int, steps: int) -> None:
+        """Also where as many kernels as steps are counted; a count that stands still is told again and again."""
+        compiling = [(3.0 + k, "progress", "7", (k, kernels)) for k in range(kernels + 1)]
+        repeated = [(at + 0.5, *rest) for at, *rest in compiling[:-1]]
+        walked = 3.0 + kernels
+        found = self.seconds(
+            (0.0, "execution_start", None, None),
+            (2.0, "executing", "7", None),
+            *sorted(compiling + repeated),
+            *((walked + n, "progress", "7", (n, steps)) for n in range(1, steps + 1)),
+            (walked + steps + 0.25, "execution_success", None, None),
+        )
+        assert found == {
+            "TurboT2VSampler compile": kernels,
+            "TurboT2VSampler step 1": 2.0,  # a second before compiling, one after
+            **{f"TurboT2VSampler step {n}": 1.0 for n in range(2, steps + 1)},
+            "TurboT2VSampler end": 0.25,
+            "total": walked + steps + 0.25,
+        }
+
+    def test_a_decode_compiles_too(self) -> None:
+        assert self.seconds(
+            (0.0, "execution_start", None, None),
+            (1.0, "executing", "8", None),
+            (2.0, "progress", "8", (3, 9)),
+            (4.0, "progress", "8", (9, 9)),
+            (5.0, "progress", "8", (81, 81)),
+            (6.0, "execution_success", None, None),
+        ) == {"TurboVAEDecode compile": 2.0, "TurboVAEDecode": 3.0, "total": 6.0}
+
+    def test_a_node_that_was_cut_short_is_told_as_far_as_it_came(self) -> None:
+        assert self.seconds(
+            (0.0, "execution_start", None, None),
+            (1.0, "executing", "1", None),
+            (1.5, "progress", "1", (1, 1)),
+            (1.75, "progress", "1", (1, 1)),
+            (2.0, "executing", "7", None),
+            (4.0, "execution_error", None, None),
+        ) == {"TurboLoader": 1.0, "TurboT2VSampler end": 2.0, "total": 4.0}
 
 
 def test_the_random_vae_blurs_but_keeps_a_texture() -> None:

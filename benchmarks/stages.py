@@ -1,0 +1,75 @@
+"""Seconds of a prompt by stage, from the messages that ComfyUI sent about it and when they came.
+
+A node's time runs from its `executing` message to the next node's. Ours compile kernels before their own work, the
+first time only, and report that as progress too: see `kernels.compile_ahead`. Compilation's reports and then the
+work's each count up to a total of their own, so a report that follows a finished count begins another series; the
+node's last series is its work. From the first report of compiling to the last is the stage "compile", which is a
+fraction of a second short, because the first comes only where compiling takes long. What goes before (weights to the
+GPU) belongs to the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLER, DECODER = "TurboT2VSampler", "TurboVAEDecode"
+COMPILING = (SAMPLER, DECODER)
+
+Mark = tuple[float, dict[str, Any]]
+"""When a message came, in seconds, and the message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One progress message."""
+
+    at: float
+    value: int
+    total: int
+
+
+def stage_seconds(marks: Sequence[Mark], classes: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of each node that ran, by class, the sampler's by step; `classes` are the nodes' by id."""
+    begin = next(at for at, event in marks if event["type"] == "execution_start")
+    end = marks[-1][0]
+    starts = [(at, event["data"]["node"]) for at, event in marks if event["type"] == "executing"]
+    starts = [(at, node) for at, node in starts if node is not None]
+    seconds: dict[str, float] = {}
+    for (at, node), (until, _) in zip(starts, [*starts[1:], (end, None)], strict=True):
+        seconds |= _node_seconds(classes[node], at, until, _reports(marks, node))
+    return seconds | {"total": end - begin}
+
+
+def _node_seconds(name: str, at: float, until: float, reports: Sequence[Report]) -> dict[str, float]:
+    if name not in COMPILING:
+        return {name: until - at}
+    *before, work = _series(reports) or [[]]
+    compiling = sum(series[-1].at - series[0].at for series in before)
+    seconds = {f"{name} compile": compiling} if before else {}
+    if name != SAMPLER:
+        return seconds | {name: until - at - compiling}
+    at += compiling  # the first step's time is what is left
+    for report in work:
+        seconds[f"{name} step {report.value}"] = report.at - at
+        at = report.at
+    return seconds | {f"{name} end": until - at}
+
+
+def _series(reports: Sequence[Report]) -> list[list[Report]]:
+    """The reports, cut behind each that reached its total."""
+    found: list[list[Report]] = []
+    for before, report in zip([None, *reports], reports, strict=False):
+        if before is None or before.value >= before.total:
+            found.append([])
+        found[-1].append(report)
+    return found
+
+
+def _reports(marks: Sequence[Mark], node: str) -> list[Report]:
+    return [
+        Report(at=at, value=event["data"]["value"], total=event["data"]["max"])
+        for at, event in marks
+        if event["type"] == "progress" and event["data"]["node"] == node
+    ]
