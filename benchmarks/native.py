@@ -46,16 +46,17 @@ def vae(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """The native Wan 2.1 VAE over `tensors`, on the GPU in `dtype`."""
     import comfy.ldm.wan.vae
 
-    net = comfy.ldm.wan.vae.WanVAE(
-        dim=tensors["decoder.head.0.gamma"].shape[0],
-        z_dim=16,
-        dim_mult=[1, 2, 4, 4],
-        num_res_blocks=2,
-        attn_scales=[],
-        temperal_downsample=[False, True, True],
-        image_channels=3,
-        conv_out_channels=3,
-        dropout=0.0,
-    )
+    with torch.device("cuda"):
+        net = comfy.ldm.wan.vae.WanVAE(
+            dim=tensors["decoder.head.0.gamma"].shape[0],
+            z_dim=16,
+            dim_mult=[1, 2, 4, 4],
+            num_res_blocks=2,
+            attn_scales=[],
+            temperal_downsample=[False, True, True],
+            image_channels=3,
+            conv_out_channels=3,
+            dropout=0.0,
+        )
     net.load_state_dict(dict(tensors))
     return net.to("cuda", dtype).eval()

@@ -2,12 +2,14 @@
 
 The VAE is of released width over random weights in bf16; an I2V condition is one image and grey frames, of which ours
 computes those that differ. Nothing is timed unless our decode is as close to a decode in fp32 as ComfyUI's in bf16
-(PSNR of 17 frames), and so is our encode; without a ComfyUI the reference is our own in fp32 and the bound `AGREEMENT`.
+(PSNR of a small clip), and so is our encode; without a ComfyUI the reference is our own in fp32 and the bound
+`AGREEMENT`.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -23,7 +25,7 @@ from turbowan.benchmarks.timing import Timing, interleaved
 from turbowan.turbo_core import vae as wan_vae
 
 WIDTH = 96
-PROBE: Size = (416, 240, 17)
+PROBE: Size = (208, 120, 17)  # passes with a past, tiles that end outside the frame; a million values for a PSNR
 AGREEMENT = 0.05  # bf16 to fp32 is near 0.01
 PEAK_TO_PEAK = 2.0  # of a video in [-1, 1]
 PARTS = ("decode", "encode")
@@ -33,7 +35,7 @@ Codec = dict[str, Callable[[Tensor], Tensor]]
 
 def measure(request: Request, ceilings: Ceilings) -> list[Row]:
     tensors = random_vae.tensors(WIDTH, device="cuda")
-    codecs = {"ours": _ours(tensors, torch.bfloat16)}
+    codecs = {"ours": _ours(tensors, torch.bfloat16, compiled=True)}
     if request.comfy is not None:
         native.use(request.comfy)
         codecs["native bf16"] = _native(tensors, torch.bfloat16)
@@ -76,8 +78,11 @@ def _row(name: str, times: dict[str, Timing], floor: float, command: str) -> Row
     )
 
 
-def _ours(tensors: dict[str, Tensor], dtype: torch.dtype) -> Codec:
+def _ours(tensors: dict[str, Tensor], dtype: torch.dtype, *, compiled: bool = False) -> Codec:
     net = wan_vae.from_tensors(tensors, dtype=dtype)
+    if compiled:  # in parallel; a first call would compile one kernel after another
+        for part in PARTS:
+            net.compile_ahead(part)
     return {"decode": net.decode, "encode": lambda clip: net.encode(clip[:, :, :2], length=clip.shape[2])}
 
 
@@ -100,14 +105,22 @@ def _input(part: str, size: Size) -> Tensor:
 
 
 def _check(part: str, codecs: dict[str, Codec], exact: Codec) -> None:
+    """SystemExit unless ours is near fp32 and no farther from it than its peer; each runs once."""
     value = _input(part, PROBE)
+    started = time.perf_counter()
     reference = exact[part](value.float())
-    decibels = {name: _psnr(codec[part](value), reference) for name, codec in codecs.items()}
-    error = relative_error(codecs["ours"][part](value), reference)
+    decibels, errors = {}, {}
+    for name, codec in codecs.items():
+        out = codec[part](value)
+        decibels[name], errors[name] = _psnr(out, reference), relative_error(out, reference)
     told = ", ".join(f"{name} {level:.2f} dB" for name, level in decibels.items())
-    print(f"check VAE {part}: PSNR to fp32 {told}; relative error of ours {error:.4f}", flush=True)
+    seconds = time.perf_counter() - started
+    print(
+        f"check VAE {part}: PSNR to fp32 {told}; relative error of ours {errors['ours']:.4f} ({seconds:.1f} s)",
+        flush=True,
+    )
     floor = decibels.get("native bf16", -math.inf)
-    if not (decibels["ours"] >= floor and error < AGREEMENT):
+    if not (decibels["ours"] >= floor and errors["ours"] < AGREEMENT):
         raise SystemExit(f"VAE {part}: ours must be as close to fp32 as its peer ({told}); nothing is timed")
 
 
