@@ -7,8 +7,8 @@ Writes a random quantized checkpoint in the released layout and a random Wan 2.1
 `workflows/api/TurboWan_T2V.json` with other file names and a random conditioning for the text encoder pair, and
 checks the MP4 that comes back. Three prompts that differ by seed: cold (load and JIT), warm, and reloaded (weights
 back from host memory after the host was told to unload). A step's time ends when the GPU has finished it
-(`host_observer`), compiling kernels is a stage of its own (`stages`). The clip is as hard to encode as a real one
-(`random_vae`); its bitrate is printed beside the times.
+(`host_observer`), compiling kernels is a stage of its own (`stages`). The clip's bitrate is that of a real one
+(`random_vae`) and is printed beside the times.
 """
 
 from __future__ import annotations
