@@ -7,7 +7,7 @@ Writes a random quantized checkpoint in the released layout and a random Wan 2.1
 `workflows/api/TurboWan_T2V.json` with other file names and a random conditioning for the text encoder pair, and
 checks the MP4 that comes back. Three prompts that differ by seed: cold (load and JIT), warm, and reloaded (weights
 back from host memory after the host was told to unload). A step's time ends when the GPU has finished it
-(`host_observer`), compiling kernels is a stage of its own (`stages`). The clip's bitrate is that of a real one
+(`host_observer`), compiling kernels is a stage of its own (`prompt_stages`). The clip's bitrate is that of a real one
 (`random_vae`) and is printed beside the times.
 """
 
@@ -33,9 +33,9 @@ import av
 import torch
 
 from turbowan.benchmarks import released_files, synthetic
+from turbowan.benchmarks.prompt_stages import SAMPLER, Mark, stage_seconds
 from turbowan.benchmarks.released_files import CHECKPOINT, VAE
 from turbowan.benchmarks.request import Size, parse_size
-from turbowan.benchmarks.stages import SAMPLER, Mark, stage_seconds
 from turbowan.turbo_core.config import WanConfig
 
 REPO = Path(__file__).resolve().parents[1]

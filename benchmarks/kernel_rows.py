@@ -58,6 +58,8 @@ def measure(request: Request, ceilings: Ceilings) -> list[Row]:
                 command=request.command("kernel"),
             )
         )
+    if not rows:
+        print(f"no kernel has {request.rows!r} in its name", flush=True)
     return rows
 
 

@@ -18,9 +18,9 @@ import torch
 from turbowan.benchmarks import floors, host_run, random_vae, synthetic
 from turbowan.benchmarks.ceilings import Ceilings
 from turbowan.benchmarks.contestants import DENSE, NATIVE
+from turbowan.benchmarks.prompt_stages import DECODER, SAMPLER
 from turbowan.benchmarks.report import Row
 from turbowan.benchmarks.request import Request
-from turbowan.benchmarks.stages import DECODER, SAMPLER
 from turbowan.benchmarks.vae_rows import WIDTH
 
 STEPS = 4

@@ -88,7 +88,7 @@ def read(path: Path) -> Report:
 
 
 def merged(old: Report, new: Report) -> Report:
-    """`new` with those rows of `old` whose stage it did not measure: one GPU, several commands.
+    """`new` with those rows of `old` that it did not measure: one GPU, several commands.
 
     Raises:
         ReportError: if they come from different GPUs.

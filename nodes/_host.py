@@ -13,7 +13,6 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.utils
 import folder_paths
 import torch
 from server import PromptServer
@@ -28,7 +27,7 @@ from ..turbo_core.errors import BackendUnavailableError, CheckpointError, Settin
 from ..turbo_core.native_names import is_block_linear_weight
 from . import _file_slices, _layout
 from ._model import TurboWanBase, TurboWanSupported
-from ._operations import HostOperations
+from ._operations import HostOperations, progress_bar, throw_if_interrupted
 from ._patcher import make_patcher
 from .choices import PRECISIONS
 
@@ -147,15 +146,12 @@ def _at_precision(
 
 
 def _progress(name: str, precision: str) -> block_int8.Progress:
-    bar = None
+    log.info("TurboLoader: quantizing %s to %s", name, precision)
+    show = progress_bar()
 
     def report(done: int, total: int) -> None:
-        nonlocal bar
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if bar is None:
-            log.info("TurboLoader: quantizing %s to %s", name, precision)
-            bar = comfy.utils.ProgressBar(total)
-        bar.update_absolute(done, total)
+        throw_if_interrupted()
+        show(done, total)
 
     return report
 

@@ -19,11 +19,11 @@ from turbowan.benchmarks import (
     network_rows,
     plot,
     prompt_rows,
+    prompt_stages,
     random_vae,
     report,
     scaling,
     scaling_plot,
-    stages,
     suite,
     synthetic,
     timing,
@@ -209,7 +209,7 @@ class TestStages:
             for at, kind, node, done in told
         ]
         classes = {"1": "TurboLoader", "7": "TurboT2VSampler", "8": "TurboVAEDecode", "9": "SaveVideo"}
-        return stages.stage_seconds(marks, classes)
+        return prompt_stages.stage_seconds(marks, classes)
 
     def test_a_warm_prompt_has_nodes_and_steps(self) -> None:
         assert self.seconds(
@@ -262,6 +262,16 @@ class TestStages:
             (5.0, "progress", "8", (81, 81)),
             (6.0, "execution_success", None, None),
         ) == {"TurboVAEDecode compile": 2.0, "TurboVAEDecode": 3.0, "total": 6.0}
+
+    def test_a_step_that_was_not_reported_is_in_the_next(self) -> None:
+        found = self.seconds(
+            (0.0, "execution_start", None, None),
+            (0.0, "executing", "7", None),
+            (1.0, "progress", "7", (1, 3)),
+            (2.0, "progress", "7", (3, 3)),
+            (2.0, "execution_success", None, None),
+        )
+        assert list(found.items())[:2] == [("TurboT2VSampler step 1", 1.0), ("TurboT2VSampler step 3", 1.0)]
 
     def test_a_node_that_was_cut_short_is_told_as_far_as_it_came(self) -> None:
         assert self.seconds(

@@ -5,7 +5,8 @@ first time only, and report that as progress too: see `kernels.compile_ahead`. C
 work's each count up to a total of their own, so a report that follows a finished count begins another series; the
 node's last series is its work. From the first report of compiling to the last is the stage "compile", which is a
 fraction of a second short, because the first comes only where compiling takes long. What goes before (weights to the
-GPU) belongs to the first step.
+GPU) belongs to the first step. ComfyUI leaves out a report that follows another at once, never a count's first or
+last; a step that it left out is part of the next.
 """
 
 from __future__ import annotations
