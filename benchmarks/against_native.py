@@ -15,9 +15,11 @@ import torch
 
 from turbowan.benchmarks import native, synthetic
 from turbowan.benchmarks.dit_step import relative_error
+from turbowan.benchmarks.request import size_argument, size_text
 from turbowan.benchmarks.timing import interleaved
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.model import TurboWan
+from turbowan.turbo_core.vae import latent_size
 
 
 @torch.inference_mode()
@@ -25,18 +27,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfy", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--size", default="832x480x81")
+    parser.add_argument("--size", type=size_argument, default="832x480x81", help="width x height x frames")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     native.use(arguments.comfy)
 
-    width, height, frames = (int(part) for part in arguments.size.split("x"))
+    width, height, frames = arguments.size
     device = torch.device("cuda")
     config = dataclasses.replace(synthetic.MODELS["1.3b"], num_layers=arguments.layers)
     tensors = synthetic.tensors(config, device, quantized=False)
     generator = torch.Generator(device=device).manual_seed(6)
-    latent = ((frames - 1) // 4 + 1, height // 8, width // 8)
-    x = torch.randn(1, 16, *latent, device=device, dtype=torch.bfloat16, generator=generator)
+    x = torch.randn(
+        1, 16, *latent_size(frames, height, width), device=device, dtype=torch.bfloat16, generator=generator
+    )
     context = torch.randn(1, 512, 4096, device=device, dtype=torch.bfloat16, generator=generator)
     t = torch.tensor([988.0], device=device)
     ours = TurboWan(config, device="meta")
@@ -48,9 +51,8 @@ def main() -> None:
     ours32 = TurboWan(config, device="meta")
     ours32.load({name: tensor.float() for name, tensor in tensors.items()})
     ours32.attention = AttentionSettings(mode="dense")
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.size}, {arguments.layers} blocks, dense"
-    )
+    size = size_text(arguments.size)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {size}, {arguments.layers} blocks, dense")
     print(f"ours fp32 to native fp32:   {relative_error(ours32(x.float(), t, context.float()), exact):.2e}")
     del theirs, ours32
     torch.cuda.empty_cache()

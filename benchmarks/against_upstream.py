@@ -23,8 +23,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from turbowan.benchmarks import synthetic
+from turbowan.benchmarks import floors, synthetic
 from turbowan.benchmarks.dit_step import relative_error
+from turbowan.benchmarks.request import size_argument, size_text
 from turbowan.benchmarks.timing import interleaved
 from turbowan.kernels import block_int8, routing
 from turbowan.kernels.qk_norm import PooledHeads, pooled
@@ -32,6 +33,7 @@ from turbowan.turbo_core import attention
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.block_int8 import dequantize_tensors
 from turbowan.turbo_core.model import TurboWan
+from turbowan.turbo_core.vae import latent_size
 
 TOPK = 0.1
 
@@ -182,15 +184,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--size", default="832x480x81")
+    parser.add_argument("--size", type=size_argument, default="832x480x81", help="width x height x frames")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     peer = load_peer(arguments.peer)
-    width, height, frames = (int(part) for part in arguments.size.split("x"))
-    latent = ((frames - 1) // 4 + 1, height // 8, width // 8)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.size}")
+    width, height, frames = arguments.size
+    latent = latent_size(frames, height, width)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {size_text(arguments.size)}")
     compare_gemm(peer)
-    compare_attention(peer, latent[0] * latent[1] * latent[2] // 4)
+    compare_attention(peer, floors.tokens_of(arguments.size))
     compare_network(peer, arguments.layers, latent, arguments.repeats)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from turbowan.benchmarks import synthetic
+from turbowan.benchmarks.request import size_argument, size_text
 from turbowan.kernels import (
     block_int8,
     channel_int8,
@@ -34,6 +35,7 @@ from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.channelwise import to_row_codes
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
+from turbowan.turbo_core.vae import latent_size
 
 TOPK = 0.1
 RELATIVE_ERROR_LIMIT = 1e-2  # 16-bit results are near 2e-3 and codes of them below 6e-3; a wrong kernel is near 1
@@ -215,7 +217,7 @@ def profile(net: TurboWan, latent: tuple[int, int, int], prompt: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=synthetic.MODELS, default="1.3b")
-    parser.add_argument("--size", default="832x480x81", help="width x height x frames")
+    parser.add_argument("--size", type=size_argument, default="832x480x81", help="width x height x frames")
     parser.add_argument("--prompt", type=int, default=512, help="text tokens before the padding")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
@@ -223,13 +225,13 @@ def main() -> None:
     parser.add_argument("--torch", action="store_true", help="without Triton, as on sm75 or where it is missing")
     arguments = parser.parse_args()
     device = torch.device("cuda")
-    width, height, frames = (int(part) for part in arguments.size.split("x"))
-    latent = ((frames - 1) // 4 + 1, height // 8, width // 8)
+    width, height, frames = arguments.size
+    latent = latent_size(frames, height, width)
     if arguments.torch:
         dispatch.triton_refusal = lambda *_: "the benchmark asked for torch"
     else:
         check_kernels(device)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.model}, {arguments.size}")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.model}, {size_text(arguments.size)}")
     config = synthetic.MODELS[arguments.model]
     net, built = None, None
     for row in ROWS:

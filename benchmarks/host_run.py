@@ -35,7 +35,7 @@ import torch
 from turbowan.benchmarks import released_files, synthetic
 from turbowan.benchmarks.prompt_stages import SAMPLER, Mark, stage_seconds
 from turbowan.benchmarks.released_files import CHECKPOINT, VAE
-from turbowan.benchmarks.request import Size, parse_size
+from turbowan.benchmarks.request import Size, size_argument
 from turbowan.turbo_core.config import WanConfig
 
 REPO = Path(__file__).resolve().parents[1]
@@ -232,7 +232,7 @@ def parse() -> tuple[Plan, Path | None]:
     parser.add_argument("--comfy", type=Path, required=True, help="a ComfyUI checkout")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the interpreter that runs it")
     parser.add_argument("--model", choices=MODELS, default="1.3b")
-    parser.add_argument("--size", type=parse_size, default="832x480x81", help="width x height x frames")
+    parser.add_argument("--size", type=size_argument, default="832x480x81", help="width x height x frames")
     parser.add_argument("--steps", type=int, choices=range(1, 5), default=4)
     parser.add_argument("--keep", type=Path, help="a folder for the host's log and the last MP4")
     parser.add_argument("--flag", action="append", default=[], help="a start option of ComfyUI, as --flag=--lowvram")

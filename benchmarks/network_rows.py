@@ -20,6 +20,7 @@ from turbowan.benchmarks.report import Row
 from turbowan.benchmarks.request import Request, Size
 from turbowan.benchmarks.timing import Timing, interleaved
 from turbowan.turbo_core.config import WanConfig
+from turbowan.turbo_core.vae import latent_size
 
 AGREEMENT = 0.05  # int8 to bf16 is near 0.015 on these weights, another block set near 0.01; a wrong network near 1
 
@@ -58,7 +59,7 @@ def _inputs(config: WanConfig, size: Size, device: torch.device) -> tuple[Tensor
     width, height, frames = size
     generator = torch.Generator(device=device).manual_seed(5)
     half = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    x = torch.randn(1, config.in_dim, (frames - 1) // 4 + 1, height // 8, width // 8, **half)
+    x = torch.randn(1, config.in_dim, *latent_size(frames, height, width), **half)
     return x, torch.tensor([988.0], device=device), torch.randn(1, floors.TEXT_TOKENS, config.text_dim, **half)
 
 

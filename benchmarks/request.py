@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,3 +53,11 @@ def parse_size(text: str) -> Size:
     if width % 16 or height % 16 or frames % 4 != 1 or not width * height:
         raise SettingsError(f"bench: size must have sides divisible by 16 and 4n+1 frames, got {text!r}")
     return width, height, frames
+
+
+def size_argument(text: str) -> Size:
+    """`parse_size` as argparse wants it, which shows no other error's words."""
+    try:
+        return parse_size(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

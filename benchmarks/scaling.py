@@ -28,6 +28,7 @@ from turbowan.turbo_core import rcm
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
+from turbowan.turbo_core.vae import latent_size
 
 CLIFF = 1.25
 COMPILED = 250.0  # ms; a kernel takes longer to compile, an allocator's first blocks do not
@@ -103,7 +104,7 @@ def sampler(net: TurboWan, shape: Shape) -> Iterator[Tensor]:
     width, height, frames = shape.size
     generator = torch.Generator(device="cuda").manual_seed(9)
     half = {"device": "cuda", "dtype": torch.bfloat16, "generator": generator}
-    latent = torch.randn(shape.batch, net.config.in_dim, (frames - 1) // 4 + 1, height // 8, width // 8, **half)
+    latent = torch.randn(shape.batch, net.config.in_dim, *latent_size(frames, height, width), **half)
     context = torch.randn(shape.batch, floors.TEXT_TOKENS, net.config.text_dim, **half)
     times = rcm.schedule(shape.steps, rcm.SIGMA_MAX_T2V)
 

@@ -97,7 +97,7 @@ def _input(part: str, size: Size) -> Tensor:
     generator = torch.Generator(device="cuda").manual_seed(8)
     half = {"device": "cuda", "dtype": torch.bfloat16}
     if part == "decode":
-        shape = (1, wan_vae.LATENT_CHANNELS, (frames - 1) // 4 + 1, height // 8, width // 8)
+        shape = (1, wan_vae.LATENT_CHANNELS, *wan_vae.latent_size(frames, height, width))
         return wan_vae.denormalize(torch.randn(shape, generator=generator, **half))
     clip = torch.zeros(1, 3, frames, height, width, **half)
     clip[:, :, 0] = torch.rand(1, 3, height, width, generator=generator, **half) * 2 - 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ from turbowan.benchmarks import (
 )
 from turbowan.benchmarks.ceilings import KNOWN, Ceilings
 from turbowan.benchmarks.report import Report, ReportError, Row
-from turbowan.benchmarks.request import Request, parse_size, size_text
+from turbowan.benchmarks.request import Request, parse_size, size_argument, size_text
 from turbowan.benchmarks.timing import Timing
 from turbowan.turbo_core import cli, vae
 from turbowan.turbo_core.attention import AttentionSettings
@@ -301,8 +303,10 @@ def test_the_random_vae_blurs_but_keeps_a_texture() -> None:
 
 @pytest.mark.parametrize("text", ["832x480", "832x480x80", "830x480x81", "axbxc", "0x480x81"])
 def test_sizes_no_model_takes_are_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="bench: size must"):
+    with pytest.raises(SettingsError, match="bench: size must") as refused:
         parse_size(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(str(refused.value))):
+        size_argument(text)
 
 
 def test_a_row_names_the_command_that_measures_it_again() -> None:
