@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -43,7 +44,7 @@ sys.path.append(str(REPO / "tests"))
 
 from host import video  # noqa: E402
 from host.client import ComfyClient, Run  # noqa: E402
-from host.server import ComfyProcess, default_packs, free_port  # noqa: E402
+from host.server import ComfyProcess, default_packs  # noqa: E402
 from host.workflow import Prompt, nodes_of, shrink_workflow  # noqa: E402
 
 WORKFLOW = REPO / "workflows" / "api" / "TurboWan_T2V.json"
@@ -87,24 +88,19 @@ class Host(ComfyProcess):
     """ComfyUI on its default device, with the caller's environment."""
 
     def __init__(self, plan: Plan, base: Path) -> None:
-        packs = default_packs() | {"host-observer": REPO / "benchmarks" / "host_observer"}
-        super().__init__(plan.comfy, plan.python, base, packs=packs)
-        (base / "frontend").mkdir(parents=True)
-        device = ("--cpu",) if plan.cpu else ()
-        self.flags = (*device, "--front-end-root", str(base / "frontend"), *plan.flags)
+        frontend = base / "frontend"
+        frontend.mkdir(parents=True)
+        super().__init__(
+            plan.comfy,
+            plan.python,
+            base,
+            flags=("--front-end-root", str(frontend), *plan.flags),
+            packs=default_packs() | {"host-observer": REPO / "benchmarks" / "host_observer"},
+            device="cpu" if plan.cpu else "cuda",
+        )
 
-    def start(self) -> None:
-        (self.base / "custom_nodes").mkdir()
-        for name, target in self.packs.items():
-            (self.base / "custom_nodes" / name).symlink_to(target, target_is_directory=True)
-        self.port = free_port()
-        command = [
-            str(self.python), "main.py", "--port", str(self.port), "--disable-auto-launch", "--disable-api-nodes",
-            "--database-url", "sqlite:///:memory:", "--base-directory", str(self.base), *self.flags,
-        ]  # fmt: skip
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=self.checkout, stdout=log, stderr=subprocess.STDOUT)
-        self._wait_until_ready()
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
 
     def memory(self) -> dict[str, int]:
         """Peak and present resident memory; the latter's anonymous part is not backed by files."""

@@ -82,13 +82,17 @@ class ComfyProcess:
             "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
             "--base-directory", str(self.base), *self.flags,
         ]  # fmt: skip
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
-        environment.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads only wait for each other
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.checkout, stdout=log, stderr=subprocess.STDOUT, env=environment
+                command, cwd=self.checkout, stdout=log, stderr=subprocess.STDOUT, env=self.environment()
             )
         self._wait_until_ready()
+
+    def environment(self) -> dict[str, str]:
+        """What ComfyUI runs in: nothing of the tests' own."""
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
+        environment.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads only wait for each other
+        return environment
 
     def stop(self) -> None:
         if self._process is None:
