@@ -11,7 +11,7 @@ from ..turbo_core import vae as wan_vae
 from ._frames import Frames
 from ._operations import progress_bar, throw_if_interrupted
 from ._sampling import VAE_REMEDY, memory_advice
-from ._wan_vae import lend, refusal
+from ._wan_vae import lend, output_dtype, refusal
 
 log = logging.getLogger("turbowan")
 
@@ -36,7 +36,10 @@ def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
     extent = tuple(latent.shape[2:])
     decoder, budget = lend(vae, "decode", lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None))
     size = (latent.shape[0], *wan_vae.video_size(*extent))
-    with Frames(size, device=vae.output_device, source=decoder.device, finish=vae.process_output) as frames:
+    images = Frames(
+        size, device=vae.output_device, source=decoder.device, dtype=output_dtype(vae), finish=vae.process_output
+    )
+    with images as frames:
         decoder.decode_to(
             frames.receive,
             latent,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..turbo_core.vae import latent_size
 from ._operations import progress_bar, throw_if_interrupted
 from ._sampling import VAE_REMEDY, memory_advice
-from ._wan_vae import lend, refusal
+from ._wan_vae import lend, output_dtype, refusal
 
 log = logging.getLogger("turbowan")
 
@@ -40,13 +40,7 @@ def _encode_wan(vae: VAE, frames_THWC: Tensor, length: int) -> Tensor:
         interrupted=throw_if_interrupted,
         output_device=vae.output_device,
     )
-    return latent.to(_latent_dtype(vae))
-
-
-def _latent_dtype(vae: VAE) -> torch.dtype:
-    """ComfyUI 0.8 always gives fp32; later ones let --fp16-intermediates choose."""
-    decide = getattr(vae, "vae_output_dtype", None)
-    return decide() if decide else torch.float32
+    return latent.to(output_dtype(vae))
 
 
 def _all_frames(frames: Tensor, length: int) -> Tensor:

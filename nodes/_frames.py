@@ -18,13 +18,14 @@ IN_FLIGHT = 2  # pieces that wait for their copy and hold GPU memory meanwhile
 
 
 class Frames:
-    """IMAGE [samples · frames, H, W, 3] in fp32, contiguous, filled by `receive`.
+    """IMAGE [samples · frames, H, W, 3], contiguous, filled by `receive`.
 
     Args:
         size: samples, frames, height and width.
         device: where the images lie.
         source: where the pieces come from.
-        finish: maps decoded values to 0…1, as the host's VAE does it; may work in place.
+        dtype: of the images.
+        finish: maps decoded values to 0…1 in fp32, as the host's VAE does it; may work in place.
     """
 
     def __init__(
@@ -33,10 +34,11 @@ class Frames:
         *,
         device: torch.device,
         source: torch.device,
+        dtype: torch.dtype,
         finish: Callable[[Tensor], Tensor],
     ) -> None:
         samples, self._length, height, width = size
-        self.images = torch.empty((samples * self._length, height, width, 3), dtype=torch.float32, device=device)
+        self.images = torch.empty((samples * self._length, height, width, 3), dtype=dtype, device=device)
         self._finish = finish
         self._pending: deque[Future[None]] = deque()
         self._copier: ThreadPoolExecutor | None = None
@@ -55,7 +57,7 @@ class Frames:
             return
         while len(self._pending) >= IN_FLIGHT:
             self._pending.popleft().result()
-        images = images.contiguous()
+        images = images.to(room.dtype).contiguous()
         computed = torch.cuda.current_stream(images.device).record_event()
         self._pending.append(self._copier.submit(self._copy, images, room, computed))
 

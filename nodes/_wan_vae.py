@@ -32,6 +32,12 @@ def refusal(vae: VAE, direction: Direction) -> str | None:
     return None
 
 
+def output_dtype(vae: VAE) -> torch.dtype:
+    """Of images and latents. ComfyUI 0.8 always gives fp32; later ones let --fp16-intermediates choose."""
+    decide = getattr(vae, "vae_output_dtype", None)
+    return decide() if decide else torch.float32
+
+
 def lend(vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan]) -> tuple[wan_vae.WanVAE, int]:
     """Our VAE over the weights of a VAE without refusal, and the bytes its passes may take on the device.
 

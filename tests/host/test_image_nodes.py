@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from host import models
 from host.client import ComfyClient
 from host.graphs import HEIGHT, WIDTH, TinyGraph, finished
 from host.server import ComfyProcess
-from tolerances import MOVED, SAME_CONDITIONING, SAME_MATHS_FP32
+from tolerances import MOVED, ROUND_TRIP, SAME_CONDITIONING, SAME_MATHS_FP32
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
@@ -45,6 +48,26 @@ def test_encode_as_stock(client: ComfyClient, length: int) -> None:
     assert report["relative"] < SAME_MATHS_FP32
     assert run.report(masks)["equal"]
     assert run.progress(ours[0])[-1] == (frames, frames)
+
+
+def test_images_and_latents_have_the_type_that_the_host_was_told(
+    checkout: Path, host_python: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    option = "--fp16-intermediates"
+    if option not in (checkout / "comfy" / "cli_args.py").read_text():
+        pytest.skip(f"this ComfyUI has no {option}")
+    (tmp_path / "models").symlink_to(models_dir, target_is_directory=True)
+    graph = TinyGraph()
+    text, vae = graph.text(), graph.vae()
+    (ours, latent), (stock, _) = graph.own_i2v(text, vae=vae), graph.stock_i2v(text, vae=vae)
+    encoded = graph.add("TestCompareConditionings", a=ours, b=stock, key="concat_latent_image")[0]
+    images = (graph.add(node, samples=latent, vae=vae) for node in ("TurboVAEDecode", "VAEDecode"))
+    decoded = graph.add("TestCompareImages", **dict(zip("ab", images, strict=True)))[0]
+    with ComfyProcess(checkout, host_python, tmp_path, flags=(option,)) as host:
+        run = finished(ComfyClient(host.url), graph)
+    for report in (run.report(encoded), run.report(decoded)):
+        assert report["a"]["dtype"] == report["b"]["dtype"] == "torch.float16"
+        assert report["relative"] < 2 * ROUND_TRIP[torch.float16]  # the host rounds twice
 
 
 def test_other_vaes_run_themselves(client: ComfyClient, host: ComfyProcess) -> None:
