@@ -1,7 +1,7 @@
-"""A random Wan 2.1 VAE whose clips a video encoder finds as hard as real ones.
+"""A random Wan 2.1 VAE whose clips have the bitrate of real ones.
 
-White weights decode to white noise, of 26 Mbit/s. Here a kernel's
-taps are partly equal, all of them in time, so that every convolution also blurs:
+White weights decode to white noise, of 26 Mbit/s. Here a kernel's taps are partly equal, all of them in time, so that
+every convolution also blurs:
 
     w = (m[out, in] / taps + TEXTURE · n[out, in, y, x] / √taps) / (frames · √in),    m, n ~ N(0, 1), taps = y · x
 
@@ -9,8 +9,8 @@ Measured on white latents at the default of ComfyUI's SaveVideo (libx264, CRF 23
 lies at 2 to 6 Mbit/s. At the released width 96 TEXTURE 0.8 gives 3.8, counted for 81 frames of 832×480 from the first
 and the other frames of 17 of 416×240 (from 208×128: 4.0, and 2.5 with TEXTURE 0.5). At width 8 that count says 3.8
 too, 2.7 with 0.5 and 5.3 with 1.0; the whole clip comes to 3.2. Larger latents are harder: 5.5 at three times the
-scale, 2.2 at 0.3. It takes the encoder 1.4 times as long as a panned 1/f texture of the same bitrate (3.1 s of CPU to
-2.2), half as long as white noise (6.8) and twice as long as a soft gradient of 0.3 Mbit/s (1.35).
+scale, 2.2 at 0.3. That whole clip takes the encoder 1.4 times as long as a panned 1/f texture of the same bitrate (3.1
+s of CPU to 2.2), half as long as white noise (6.8) and twice as long as a soft gradient of 0.3 Mbit/s (1.35).
 """
 
 from __future__ import annotations
