@@ -21,6 +21,7 @@ from turbowan.benchmarks.report import Row
 from turbowan.benchmarks.request import Request, Size, size_text
 from turbowan.benchmarks.timing import Timing, interleaved
 from turbowan.turbo_core import vae as wan_vae
+from turbowan.turbo_core import vae_weights
 
 WIDTH = 96
 PROBE: Size = (416, 240, 17)
@@ -45,7 +46,7 @@ def measure(request: Request, ceilings: Ceilings) -> list[Row]:
         _check(part, codecs, exact)
     del exact
     torch.cuda.empty_cache()
-    shaped = wan_vae.shaped_like(tensors)
+    shaped = vae_weights.shaped_like(tensors)
     works = {
         "decode": floors.vae(random_vae.shapes(WIDTH), "decoder", request.size),
         "encode": floors.start_image(shaped, request.size),
@@ -77,7 +78,7 @@ def _row(name: str, times: dict[str, Timing], floor: float, command: str) -> Row
 
 
 def _ours(tensors: dict[str, Tensor], dtype: torch.dtype) -> Codec:
-    net = wan_vae.from_tensors(tensors, dtype=dtype)
+    net = vae_weights.from_tensors(tensors, dtype=dtype)
     return {"decode": net.decode, "encode": lambda clip: net.encode(clip[:, :, :2], length=clip.shape[2])}
 
 

@@ -12,7 +12,7 @@ import torch
 
 from turbowan.kernels import compile_ahead as ahead
 from turbowan.kernels.compile_ahead import compile_ahead
-from turbowan.turbo_core import native_names, vae
+from turbowan.turbo_core import native_names, vae_weights
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
 
@@ -129,7 +129,7 @@ def test_a_forward_after_it_compiles_nothing(network, tmp_path, monkeypatch) -> 
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_a_vae_pass_of_any_size_after_it_compiles_nothing(direction, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    model = vae.from_tensors(tiny.tiny_vae_tensors(96), device="cuda", dtype=torch.bfloat16)
+    model = vae_weights.from_tensors(tiny.tiny_vae_tensors(96), device="cuda", dtype=torch.bfloat16)
     for kernel in kernels():
         kernel.device_caches.clear()
     assert model.compile_ahead(direction) > 0

@@ -92,7 +92,7 @@ dispatch.gluon_refusal = lambda *_: None if gluon else "not here"
 dispatch.use_tma = lambda device: hopper
 
 from turbowan.benchmarks import random_vae, synthetic  # noqa: E402
-from turbowan.turbo_core import vae, vae_passes  # noqa: E402
+from turbowan.turbo_core import vae_passes, vae_weights  # noqa: E402
 from turbowan.turbo_core.attention import AttentionSettings  # noqa: E402
 from turbowan.turbo_core.config import WanConfig  # noqa: E402
 
@@ -108,7 +108,7 @@ class ChannelsLast(types.ModuleType):
 
 def compile_vae() -> None:
     vae_passes.torch = ChannelsLast("torch")
-    model = vae.from_tensors(random_vae.tensors(96))
+    model = vae_weights.from_tensors(random_vae.tensors(96))
     for direction in ("decode", "encode", "decode", "encode"):
         tell({"asked for": model.compile_ahead(direction)})
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from vae_reference import latents, video
 
-from turbowan.turbo_core import vae
+from turbowan.turbo_core import vae, vae_weights
 from turbowan.turbo_core.errors import SettingsError
 from turbowan.turbo_core.vae_plan import LEAST_TILE, OVERLAP, Plan, blend_weights, spans
 
@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> vae.WanVAE:
-    return vae.from_tensors(tiny.tiny_vae_tensors())
+    return vae_weights.from_tensors(tiny.tiny_vae_tensors())
 
 
 # --- bounded memory ---

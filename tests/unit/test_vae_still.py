@@ -9,7 +9,7 @@ from tolerances import SAME_MATHS_FP32, relative_error
 from torch import Tensor
 from vae_reference import encode_ref
 
-from turbowan.turbo_core import vae
+from turbowan.turbo_core import vae, vae_weights
 from turbowan.turbo_core.errors import LatentError
 from turbowan.turbo_core.vae_layers import CausalConv3d, Layer, Past
 from turbowan.turbo_core.vae_passes import hold
@@ -36,7 +36,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def model(weights: dict[str, Tensor]) -> vae.WanVAE:
-    return vae.from_tensors(weights, dtype=torch.float64)
+    return vae_weights.from_tensors(weights, dtype=torch.float64)
 
 
 def beginning(frames: int, *, batch: int = 1, pixels: tuple[int, int] = PIXELS) -> Tensor:
@@ -121,7 +121,7 @@ def test_as_the_whole_clip(model, poisoned_memory, given: int, length: int, chun
 @pytest.mark.parametrize("length", [5, 33, 49])
 def test_as_formula(weights, poisoned_memory, length: int) -> None:
     x = beginning(2).float()
-    out = vae.from_tensors(weights).encode(x, length=length)
+    out = vae_weights.from_tensors(weights).encode(x, length=length)
     assert relative_error(out, encode_ref(weights, whole(x, length))) < SAME_MATHS_FP32
 
 
