@@ -184,7 +184,8 @@ class TurboWan(nn.Module):
                 f"{config.name}: latent height and width must be even, got {tuple(x.shape[2:])}; "
                 "use a video width and height divisible by 16"
             )
-        if context.ndim != 3 or context.shape[-1] != config.text_dim or context.shape[0] != x.shape[0]:
+        fits = context.ndim == 3 and context.shape[0] == x.shape[0] and context.shape[-1] == config.text_dim
+        if not fits or context.numel() == 0:
             raise ConditioningError(
                 f"{config.name}: text conditioning must be [{x.shape[0]}, tokens, {config.text_dim}], "
                 f"got {tuple(context.shape)}; encode the prompt with umT5-XXL (CLIPLoader, type 'wan')"

@@ -139,6 +139,7 @@ def test_codes_without_a_scale_are_missing_it(tmp_path):
         ({"latent": (1, 16, 6, 10)}, LatentError, "EmptyHunyuanLatentVideo"),
         ({"context": (1, 32, 768)}, ConditioningError, "umT5-XXL"),
         ({"context": (2, 32, 4096)}, ConditioningError, r"\[1, tokens, 4096\]"),
+        ({"context": (1, 0, 4096)}, ConditioningError, r"got \(1, 0, 4096\)"),
         ({"timestep": (1, 5)}, LatentError, "no per-frame timesteps"),
     ],
 )
