@@ -230,15 +230,18 @@ class WanVAE(nn.Module):
         memory_budget_bytes: int | None = None,
         progress: Progress | None = None,
         interrupted: Callable[[], None] | None = None,
+        output_device: torch.device | str | None = None,
     ) -> None:
-        """``decode``, whose frames go to ``receive`` on the weights' device as they are finished."""
+        """``decode``, whose frames go to ``receive`` as they are finished: on the weights' device, or on
+        ``output_device`` where tiles blend, since the whole result has to lie there until the last one.
+        """
         canvas = self._decode(
             z_BCTHW,
             chunk=chunk,
             budget=memory_budget_bytes,
             progress=progress,
             interrupted=interrupted,
-            device=None,
+            device=output_device,
             receive=receive,
         )
         canvas.hand_on()

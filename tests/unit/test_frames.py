@@ -79,6 +79,7 @@ class Stream:
 @pytest.fixture
 def copying(frames: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Frames that copy in their thread, as from a GPU."""
+    monkeypatch.setattr(frames, "_on_gpu", lambda _: True)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
@@ -124,3 +125,12 @@ def test_pieces_do_not_pile_up(copying: ModuleType) -> None:
             images.receive(1, frame, torch.full((1, 3, 1, *SIZE[2:]), frame / 8))
             assert len(images._pending) <= copying.IN_FLIGHT
     assert torch.equal(images.images[9:, 0, 0, 0], 0.5 + torch.arange(9) / 16)
+
+
+def test_a_piece_that_lies_there_already_is_not_waited_for(copying: ModuleType, monkeypatch) -> None:
+    """Blended tiles come from the images' device."""
+    monkeypatch.setattr(copying, "_on_gpu", lambda images: images.is_cuda)
+    with images_of(copying) as images:
+        images.receive(0, 3, torch.ones(1, 3, 2, *SIZE[2:]))
+        assert not images._pending
+        assert (images.images[3:5] == 1).all()

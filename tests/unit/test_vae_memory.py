@@ -165,6 +165,17 @@ def test_tiles_are_the_blend_of_their_own_results(model, caplog, direction: str)
     assert relative_error(out, want) < SAME_MATHS_FP32
 
 
+def test_tiles_blend_where_the_result_goes(model) -> None:
+    """A whole result in fp32 beside the passes is what tiles are to avoid on a GPU."""
+    blended: list[Tensor] = []
+    budget, given = tile_budget(model.plan_decode), latents(TILED[0], TILED[1:])
+    model.decode_to(
+        lambda sample, frame, piece: blended.append(piece), given, memory_budget_bytes=budget, output_device="meta"
+    )
+    assert blended
+    assert all(piece.is_meta for piece in blended)
+
+
 def test_a_budget_below_the_least_tile_is_named(model) -> None:
     with pytest.raises(SettingsError, match=r"at least \d+ MiB.*got 0 MiB; choose a smaller video") as caught:
         model.decode(latents(2, (60, 60)), memory_budget_bytes=1000)
