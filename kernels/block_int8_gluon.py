@@ -22,7 +22,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
-    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -37,9 +36,6 @@ GROUP_ROWS = 64
 STAGES, STAGES_CODES = 4, 5
 # The entry count is 128 registers a thread (16 warps); the copying warp hands its share to the multiplying ones.
 MULTIPLY_REGISTERS, COPY_REGISTERS = 160, 24
-# Left alone, the warpgroups fall into step: all multiply, then all add while the tensor cores wait. So each begins its
-# K block when the one before it has half of its own behind it; 64 of 128 columns, 0 for no order among them.
-LEAD = 0
 L2_ROWS = 8  # row blocks walked together, so that their weight tiles stay in the L2 cache
 
 # 1.5·2^23: adding it leaves an integer of magnitude < 2^22 in the low bits of an fp32, rounded to nearest even.
@@ -101,10 +97,10 @@ def _gelu_tanh(x):
 
 @gluon.jit
 def _multiply_tiles(
-    y_tile, x_arrived, turn, y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr, gate_ptr, y_scale_ptr, M, N,
+    y_tile, x_arrived, y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr, gate_ptr, y_scale_ptr, M, N,
     a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks,
     group: gl.constexpr, HAS_BIAS: gl.constexpr, GELU: gl.constexpr, RESIDUAL: gl.constexpr, GATE: gl.constexpr,
-    QUANTIZE: gl.constexpr, LEAD: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
+    QUANTIZE: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
 ):  # fmt: skip
     rows_a_group: gl.constexpr = y_desc.block_shape[0]
     width: gl.constexpr = y_desc.block_shape[1]
@@ -113,7 +109,6 @@ def _multiply_tiles(
     stage = 0
     phase = 0
     x_phase = 0
-    turn_phase = 1 if group == 0 else 0  # the first warpgroup need not wait for its first turn
     for tile in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
         m_block, n_block = _tile_of(tile, m_blocks, n_blocks, L2_ROWS)
         first = (m_block * GROUPS + group) * rows_a_group
@@ -125,19 +120,13 @@ def _multiply_tiles(
         total = gl.zeros([rows_a_group, width], gl.float32, layout)
         for k_block in range(k_blocks):
             mbarrier.wait(ready.index(stage), phase)
-            a, w = a_tiles.index(stage * GROUPS + group), w_tiles.index(stage)
-            if LEAD:
-                mbarrier.wait(turn.index(group), turn_phase)
-                turn_phase ^= 1
-                rest: gl.constexpr = a.shape[1] - LEAD
-                lead = w.slice(0, LEAD, dim=1).permute((1, 0))
-                product = warpgroup_mma(a.slice(0, LEAD, dim=1), lead, unused, use_acc=False, is_async=True)
-                w = w.slice(LEAD, rest, dim=1)
-                product = warpgroup_mma(a.slice(LEAD, rest, dim=1), w.permute((1, 0)), product, is_async=True)
-                product = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[product]))
-                mbarrier.arrive(turn.index((group + 1) % GROUPS))
-            else:
-                product = warpgroup_mma(a, w.permute((1, 0)), unused, use_acc=False, is_async=True)
+            product = warpgroup_mma(
+                a_tiles.index(stage * GROUPS + group),
+                w_tiles.index(stage).permute((1, 0)),
+                unused,
+                use_acc=False,
+                is_async=True,
+            )
             following = gl.minimum(k_block + 1, k_blocks - 1)
             next_scale = gl.load(a_scales + following.to(gl.int64) * a_scale_stride) * gl.load(w_scales + following)
             product = warpgroup_mma_wait(0, deps=[product])
@@ -195,7 +184,6 @@ def _linear_kernel(
     RESIDUAL: gl.constexpr,
     GATE: gl.constexpr,
     QUANTIZE: gl.constexpr,
-    LEAD: gl.constexpr,  # columns of a K block that a warpgroup multiplies before the next one may begin; 0: no order
     GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
     L2_ROWS: gl.constexpr,
@@ -211,13 +199,11 @@ def _linear_kernel(
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     x_arrived = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    turn = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
         mbarrier.init(free.index(stage), count=GROUPS)
     for group in gl.static_range(GROUPS):
         mbarrier.init(x_arrived.index(group), count=1)
-        mbarrier.init(turn.index(group), count=1)
 
     m_blocks = gl.cdiv(M, GROUPS * rows)
     n_blocks = gl.cdiv(N, columns)
@@ -227,22 +213,22 @@ def _linear_kernel(
     gl.warp_specialize(
         [
             (_multiply_tiles, (
-                y_tiles.index(0), x_arrived.index(0), turn, y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
+                y_tiles.index(0), x_arrived.index(0), y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
                 gate_ptr, y_scale_ptr, M, N, a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free,
                 m_blocks, n_blocks, k_blocks,
-                0, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, LEAD, GROUPS, STAGES, L2_ROWS,
+                0, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, GROUPS, STAGES, L2_ROWS,
             )),
             (_multiply_tiles, (
-                y_tiles.index(1), x_arrived.index(1), turn, y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
+                y_tiles.index(1), x_arrived.index(1), y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
                 gate_ptr, y_scale_ptr, M, N, a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free,
                 m_blocks, n_blocks, k_blocks,
-                1, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, LEAD, GROUPS, STAGES, L2_ROWS,
+                1, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, GROUPS, STAGES, L2_ROWS,
             )),
             (_multiply_tiles, (
-                y_tiles.index(2), x_arrived.index(2), turn, y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
+                y_tiles.index(2), x_arrived.index(2), y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
                 gate_ptr, y_scale_ptr, M, N, a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free,
                 m_blocks, n_blocks, k_blocks,
-                2, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, LEAD, GROUPS, STAGES, L2_ROWS,
+                2, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, GROUPS, STAGES, L2_ROWS,
             )),
             (_copy_tiles, (
                 a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks, GROUPS, STAGES, L2_ROWS,
@@ -315,7 +301,6 @@ def _launch(
             RESIDUAL=residual is not None,
             GATE=gate is not None,
             QUANTIZE=y_scale is not None,
-            LEAD=LEAD,
             GROUPS=GROUPS,
             STAGES=STAGES if y_scale is None else STAGES_CODES,
             L2_ROWS=L2_ROWS,
