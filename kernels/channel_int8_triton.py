@@ -18,7 +18,7 @@ from .block_int8_triton import gelu_tanh, tile_of
 from .dispatch import use_tma
 from .row_codes import RowCodes
 
-# 72 KiB of shared memory in 3 stages, so that it fits every GPU from sm80 on.
+# At most 72 KiB of shared memory (48 where compiled by Triton 3.6 and 3.9), which fit every GPU from sm80 on.
 TILE_M, TILE_N, TILE_K, GROUP_M = 64, 128, 128, 8
 # 4 stages of 48 KiB and the 32 KiB through which half a finished tile passes: all of Hopper's shared memory.
 WIDE_M, WIDE_N, WIDE_K, WIDE_GROUP_M = 128, 256, 128, 16
