@@ -8,11 +8,11 @@ import torch
 from tolerances import HALF_PRODUCTS, INT8_LAYER, INT8_NETWORK, INT8_OUTPUT, SAME_MATHS_FP32, relative_error
 
 from turbowan.kernels import block_int8, dispatch
-from turbowan.turbo_core import attention, checkpoint, hooks, layers, model
+from turbowan.turbo_core import attention, channelwise, checkpoint, hooks, layers, model
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError, LatentError
 from turbowan.turbo_core.hooks import BlockInputs, Hooks
-from turbowan.turbo_core.layers import Activation, Lending, Linear
+from turbowan.turbo_core.layers import Activation, Lending, Lent, Linear
 from turbowan.turbo_core.model import TurboWan, sinusoid
 
 DENSE = AttentionSettings(mode="dense")
@@ -338,6 +338,48 @@ def test_layers_are_lent_one_at_a_time(tmp_path, monkeypatch, device, mode, kern
     latent, timestep, context = (tensor.to(device, torch.float16) for tensor in inputs(size=(1, 4, 6)))
     with torch.inference_mode():
         net(latent, timestep, context)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("codes", ["blocks", "rows"])
+@pytest.mark.parametrize("dense", [("q", "o", "ffn.2"), ("k", "v", "ffn.0"), ("q", "k", "v", "o", "ffn.0", "ffn.2")])
+def test_layers_that_a_lora_patches_while_they_are_streamed_run_dense(tmp_path, monkeypatch, device, codes, dense):
+    """A host lends those dense, each in the same memory, whatever their neighbours made for them."""
+    net = build(tmp_path, quantized=True, dtype=torch.float32)
+    if codes == "rows":
+        tensors, _ = channelwise.to_row_codes(net.state_dict(), torch.int8, torch.device("cpu"))
+        net = TurboWan(net.config, device="meta")
+        net.load(tensors)
+    net = net.to(device)
+    net.attention = SLA
+    memory = torch.full((2**20,), torch.nan, device=device, dtype=torch.float16)
+    taken = []
+
+    def streamed(name, layer):
+        lend = layer.lend
+
+        @contextmanager
+        def once(x):
+            with lend(x) as loan:
+                weight = loan.weight.dequantize(x.dtype)
+                room = memory[: weight.numel()].view(weight.shape).copy_(weight)
+                taken.append(name)
+                yield Lent(room, loan.bias)
+                memory.fill_(torch.nan)
+
+        return once
+
+    latent, timestep, context = (tensor.to(device) for tensor in inputs(size=(3, 6, 10)))
+    with torch.inference_mode():
+        monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: "the test asks for torch")
+        reference = net(latent, timestep, context)
+        monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None)
+        for name, module in net.blocks.named_modules():
+            if isinstance(module, Linear) and module.codes_format is not None and name.endswith(dense):
+                module.lend = streamed(name, module)
+        out = net(latent.half(), timestep, context.half())
+    assert len(set(taken)) == 2 * sum(1 if name.startswith("ffn") else 2 for name in dense)
+    assert relative_error(out, reference) < INT8_NETWORK
 
 
 @pytest.mark.interpreter
