@@ -23,6 +23,7 @@ from turbowan.benchmarks.report import Row
 from turbowan.benchmarks.request import Request, Size, size_text
 from turbowan.benchmarks.timing import Timing, interleaved
 from turbowan.turbo_core import vae as wan_vae
+from turbowan.turbo_core import vae_weights
 
 WIDTH = 96
 PROBE: Size = (208, 120, 17)  # passes with a past, tiles that end outside the frame; a million values for a PSNR
@@ -47,7 +48,7 @@ def measure(request: Request, ceilings: Ceilings) -> list[Row]:
         _check(part, codecs, exact)
     del exact
     torch.cuda.empty_cache()
-    shaped = wan_vae.shaped_like(tensors)
+    shaped = vae_weights.shaped_like(tensors)
     works = {
         "decode": floors.vae(random_vae.shapes(WIDTH), "decoder", request.size),
         "encode": floors.start_image(shaped, request.size),
@@ -79,7 +80,7 @@ def _row(name: str, times: dict[str, Timing], floor: float, command: str) -> Row
 
 
 def _ours(tensors: dict[str, Tensor], dtype: torch.dtype, *, compiled: bool = False) -> Codec:
-    net = wan_vae.from_tensors(tensors, dtype=dtype)
+    net = vae_weights.from_tensors(tensors, dtype=dtype)
     if compiled:  # in parallel; a first call would compile one kernel after another
         for part in PARTS:
             net.compile_ahead(part)

@@ -22,6 +22,7 @@ from .dispatch import Kernel
 
 BLOCK = 128
 AMAX_FLOOR = 1e-8
+ROWS_AT_ONCE = 4096  # bounds the fp32 copies of an activation that is dequantized
 
 LINEAR = Kernel(name="block-int8 linear", last_dim_multiple=BLOCK)
 
@@ -81,9 +82,13 @@ class QuantizedActivations:
     scale: Tensor
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """[M, K] `dtype`."""
-        per_column = self.scale.T.repeat_interleave(BLOCK, dim=1)[:, : self.codes.shape[1]]
-        return (self.codes.to(torch.float32) * per_column).to(dtype)
+        """[M, K] `dtype`: codes times scales in fp32, rounded once."""
+        out = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
+        for start in range(0, out.shape[0], ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            per_column = self.scale[:, rows].T.repeat_interleave(BLOCK, dim=1)[:, : out.shape[1]]
+            out[rows] = self.codes[rows].to(torch.float32) * per_column
+        return out
 
 
 @dataclass(frozen=True)

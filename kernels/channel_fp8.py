@@ -25,16 +25,13 @@ PROBE_ERROR = 1e-2  # bf16's rounding is near 2e-3; scales that are ignored or s
 class ScaledMm(Kernel):
     """`torch._scaled_mm` with a scale per row of both operands, where a small product by it is right."""
 
-    def refusal(self, x: Tensor) -> str | None:
-        reason = scaled_mm_refusal(x.device)
-        if reason is None and x.dtype not in self.dtypes:
-            reason = f"{x.dtype} is none of {', '.join(str(d) for d in self.dtypes)}"
-        if reason is None and x.shape[-1] % self.last_dim_multiple:
-            reason = f"last dimension {x.shape[-1]} is not a multiple of {self.last_dim_multiple}"
-        return reason
+    def device_refusal(self, device: torch.device) -> str | None:
+        return scaled_mm_refusal(device)
 
 
-LINEAR = ScaledMm(name="channel-fp8 linear", last_dim_multiple=16, min_capability=MIN_CAPABILITY)
+LINEAR = ScaledMm(
+    name="channel-fp8 linear", last_dim_multiple=16, min_capability=MIN_CAPABILITY, backend="torch._scaled_mm"
+)
 
 
 def linear_ref(a: RowCodes, w: RowCodes, bias: Tensor | None, gelu: bool, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,6 @@ needs as much again for its fp32 sums. M is never specialised: other token count
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import torch
 import triton
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from .block_int8 import GatedResidual
 from .block_int8_triton import gelu_tanh, tile_of
+from .dispatch import use_tma
 from .row_codes import RowCodes
 
-# 72 KiB of shared memory in 3 stages, so that it fits every GPU from sm80 on.
+# At most 72 KiB of shared memory (48 where compiled by Triton 3.6 and 3.9), which fit every GPU from sm80 on.
 TILE_M, TILE_N, TILE_K, GROUP_M = 64, 128, 128, 8
 # 4 stages of 48 KiB and the 32 KiB through which half a finished tile passes: all of Hopper's shared memory.
 WIDE_M, WIDE_N, WIDE_K, WIDE_GROUP_M = 128, 256, 128, 16
@@ -170,7 +170,7 @@ def linear_triton(
     if residual is not None and residual.x.numel() != m * n:
         raise ValueError(f"channel-int8 linear: residual must be [{m}, {n}], got {tuple(residual.x.shape)}")
     y = torch.empty(m, n, dtype=dtype, device=a.device)
-    persistent = takes_descriptors(a.device)
+    persistent = use_tma(a.device)
     samples = 1 if residual is None or residual.gate is None else residual.gate.shape[0]
     length = m // samples
     for sample in range(samples):
@@ -179,13 +179,6 @@ def linear_triton(
         gate = None if residual is None or residual.gate is None else residual.gate[sample].to(torch.float32)
         launch(RowCodes(a.codes[rows], a.scale[rows]), w, bias, gelu, x, gate, y[rows], persistent)
     return y
-
-
-@functools.cache
-def takes_descriptors(device: torch.device) -> bool:
-    """Hopper with a Triton that has tensor descriptors: their copies cost the multiply no issue slots."""
-    has_descriptors = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
-    return has_descriptors and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def launch(

@@ -63,9 +63,9 @@ def compile_ahead(
     with torch.cuda.device(device), _pool(device) as pool:
         executor = _Loading(pool)
         with triton.AsyncCompileMode(executor, ignore_errors=True):  # an error is raised by the launch that needs it
-            with _launching_nothing(), _Zeros():
-                walk()
             try:
+                with _launching_nothing(), _Zeros():
+                    walk()
                 _wait(executor.futures, progress, interrupted)
             finally:
                 for future in executor.futures:
@@ -123,17 +123,20 @@ def _launching_nothing() -> Iterator[None]:
     """Launches of this thread compile their kernel and no more."""
     from triton.runtime.jit import JITFunction
 
-    launch, owner = JITFunction.run, threading.get_ident()
+    launch, walking = JITFunction.run, {threading.get_ident()}
 
     @functools.wraps(launch)
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        return launch(self, *args, grid=grid, warmup=warmup or threading.get_ident() == owner, **options)
+        return launch(self, *args, grid=grid, warmup=warmup or threading.get_ident() in walking, **options)
 
     JITFunction.run = run
     try:
         yield
     finally:
-        JITFunction.run = launch
+        # Another thread, or another copy of the pack, may have put its own in front meanwhile and call this one.
+        walking.clear()
+        if JITFunction.run is run:
+            JITFunction.run = launch
 
 
 UNFILLED = (torch.empty, torch.empty_like, torch.Tensor.new_empty)

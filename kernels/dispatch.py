@@ -35,6 +35,7 @@ class Kernel:
         gluon_probe: for a Gluon kernel, the function of `probe_gluon` that must succeed first.
         last_dim_multiple: the first argument's last dimension must be a multiple of this.
         contiguous: whether the first argument must be contiguous as it is, because a copy would cost the gain.
+        backend: what computes where nothing is refused, for logs and errors.
     """
 
     name: str
@@ -43,12 +44,11 @@ class Kernel:
     gluon_probe: str | None = None
     last_dim_multiple: int = 1
     contiguous: bool = False
+    backend: str = "Triton kernel"
 
     def refusal(self, x: Tensor) -> str | None:
         """The reason why this kernel cannot take `x`, or None if it can."""
-        reason = triton_refusal(x.device, self.min_capability)
-        if reason is None and self.gluon_probe is not None:
-            reason = gluon_refusal(x.device, self.gluon_probe)
+        reason = self.device_refusal(x.device)
         if reason is None and x.dtype not in self.dtypes:
             reason = f"{x.dtype} is none of {', '.join(str(d) for d in self.dtypes)}"
         if reason is None and x.shape[-1] % self.last_dim_multiple:
@@ -57,23 +57,30 @@ class Kernel:
             reason = "the tensor is not contiguous"
         return reason
 
+    def device_refusal(self, device: torch.device) -> str | None:
+        """The reason why this kernel cannot run on `device`, or None if it can."""
+        reason = triton_refusal(device, self.min_capability)
+        if reason is None and self.gluon_probe is not None:
+            reason = gluon_refusal(device, self.gluon_probe)
+        return reason
+
     def accepts(self, x: Tensor) -> bool:
         """Whether the kernel runs on `x`; the decision is logged the first time it is made for a reason."""
         reason = self.refusal(x)
-        _log_choice(self.name, str(x.device), reason)
+        _log_choice(self.name, str(x.device), self.backend, reason)
         return reason is None
 
     def require(self, x: Tensor, alternative: str) -> None:
         """Raise `BackendUnavailableError`, naming the alternative, where the kernel cannot take `x`."""
         reason = self.refusal(x)
         if reason is not None:
-            raise BackendUnavailableError(f"{self.name}: needs its Triton kernel, but {reason}; {alternative}")
+            raise BackendUnavailableError(f"{self.name}: needs its {self.backend}, but {reason}; {alternative}")
 
 
 @functools.cache
-def _log_choice(name: str, device: str, reason: str | None) -> None:
+def _log_choice(name: str, device: str, backend: str, reason: str | None) -> None:
     if reason is None:
-        log.info("%s on %s: Triton kernel", name, device)
+        log.info("%s on %s: %s", name, device, backend)
     else:
         log.info("%s on %s: torch, because %s", name, device, reason)
 

@@ -135,50 +135,16 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
             f"pass over SLA's keys: k and v must have one shape and a contiguous last dimension, got {tuple(k.shape)} "
             f"and {tuple(v.shape)} with last strides {k.stride(3)} and {v.stride(3)}"
         )
-    wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(k.device) // heads)
-    stretch = triton.cdiv(triton.cdiv(length, wanted), TILE) * TILE
-    stretches = triton.cdiv(length, stretch)
     single = {"dtype": torch.float32, "device": k.device}
-    vk = torch.empty(batch, heads, stretches, dim, dim, **single)
-    feature_sums, reach = (
-        torch.empty(batch, heads, stretches, dim, **single),
-        torch.empty(batch, heads, stretches, **single),
-    )
     values = torch.empty(batch, heads, dim, dim, dtype=v.dtype, device=k.device)
     feature_mean, radius = torch.empty(batch, heads, dim, **single), torch.empty(batch, heads, **single)
-    k_blocks = triton.cdiv(length, BLOCK_K)
     codes = None
     if int8:
-        codes = QuantizedHeads(
-            torch.empty(k.shape, dtype=torch.int8, device=k.device), torch.empty(batch, heads, k_blocks, **single)
-        )
+        scale = torch.empty(batch, heads, triton.cdiv(length, BLOCK_K), **single)
+        codes = QuantizedHeads(torch.empty(k.shape, dtype=torch.int8, device=k.device), scale)
     centre = k_mean.contiguous()
     with torch.cuda.device_of(k):
-        _key_sums_kernel[(stretches, batch * heads)](
-            k,
-            v,
-            centre,
-            vk,
-            feature_sums,
-            reach,
-            codes.codes if codes else vk,
-            codes.scale if codes else vk,
-            length,
-            stretch,
-            stretches,
-            k_blocks,
-            heads,
-            *k.stride()[:3],
-            *v.stride()[:3],
-            AMAX_MIN=AMAX_FLOOR,
-            CODE_LIMIT=float(CODE_MAX),
-            INT8=int8,
-            BLOCK=BLOCK_K,
-            TILE=TILE,
-            D=dim,
-            num_warps=8,
-            num_stages=2,
-        )
+        vk, feature_sums, reach = _launch_sums(k, v, centre, codes)
         _fold_kernel[(batch * heads, dim // FOLD_ROWS)](
             vk,
             feature_sums,
@@ -188,13 +154,51 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
             feature_mean,
             radius,
             length,
-            stretches,
+            reach.shape[2],
             ROWS=FOLD_ROWS,
             D=dim,
             num_warps=4,
         )
     branch = LinearBranch(values, feature_mean, bias.to(torch.float32), LINEAR_EPS * dim / length)
     return KeyPass(branch, KeyBall(centre, radius), codes)
+
+
+def _launch_sums(k: Tensor, v: Tensor, centre: Tensor, codes: QuantizedHeads | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of each stretch, [B, H, stretches, …] as the kernel names them; writes the codes if they are wanted."""
+    batch, length, heads, dim = k.shape
+    wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(k.device) // heads)
+    stretch = triton.cdiv(triton.cdiv(length, wanted), TILE) * TILE
+    stretches = triton.cdiv(length, stretch)
+    shapes = (dim, dim), (dim,), ()
+    vk, feature_sums, reach = (
+        torch.empty(batch, heads, stretches, *shape, dtype=torch.float32, device=k.device) for shape in shapes
+    )
+    _key_sums_kernel[(stretches, batch * heads)](
+        k,
+        v,
+        centre,
+        vk,
+        feature_sums,
+        reach,
+        codes.codes if codes else vk,
+        codes.scale if codes else vk,
+        length,
+        stretch,
+        stretches,
+        triton.cdiv(length, BLOCK_K),
+        heads,
+        *k.stride()[:3],
+        *v.stride()[:3],
+        AMAX_MIN=AMAX_FLOOR,
+        CODE_LIMIT=float(CODE_MAX),
+        INT8=codes is not None,
+        BLOCK=BLOCK_K,
+        TILE=TILE,
+        D=dim,
+        num_warps=8,
+        num_stages=2,
+    )
+    return vk, feature_sums, reach
 
 
 @functools.cache

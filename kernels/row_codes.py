@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .block_int8 import AMAX_FLOOR
+from .block_int8 import AMAX_FLOOR, ROWS_AT_ONCE
 from .dispatch import Kernel
 
 E4M3_LOWEST_EXPONENT, E4M3_MANTISSA_BITS = -6, 3
@@ -70,7 +70,11 @@ class RowCodes:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[M, K] `dtype`: codes times scales in fp32, rounded once."""
-        return (self.codes.to(torch.float32) * self.scale[:, None]).to(dtype)
+        out = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
+        for start in range(0, out.shape[0], ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            out[rows] = self.codes[rows].to(torch.float32) * self.scale[rows, None]
+        return out
 
 
 def quantize_rows_ref(x: Tensor, dtype: torch.dtype, *, gelu: bool = False) -> RowCodes:

@@ -1,4 +1,4 @@
-"""Triton kernel of `sla` and `sage`: attention over the kept key blocks with the linear branch in its epilogue.
+"""Triton kernel of `sla`, scores in 16-bit or int8: attention over the kept key blocks, the linear branch at its end.
 
 Per kept block 4·128·64·D operations, and one [128, D]×[D, D] product per query block for the linear branch. The
 softmax needs no running maximum where a bound is close enough: with every key inside a ball (centre c, radius R),

@@ -62,15 +62,6 @@ def text_attention_ref(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2).to(q.dtype)
 
 
-def row_squares(q: Tensor) -> Tensor:
-    """`row_squares_ref`, by the kernel where it runs."""
-    if TEXT_ATTENTION.accepts(q):
-        from .text_attention_triton import row_squares_triton
-
-        return row_squares_triton(q)
-    return row_squares_ref(q)
-
-
 def norm_keys(k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> Tensor:
     """`norm_keys_ref`, by the kernel where it runs."""
     if TEXT_ATTENTION.accepts(k):
@@ -80,29 +71,23 @@ def norm_keys(k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> Tens
     return norm_keys_ref(k, q_weight, k_weight, eps)
 
 
-def text_attention(
-    q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor, squares: Tensor | None = None
-) -> Tensor:
+def text_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor) -> Tensor:
     """`text_attention_ref`, by the kernel where it runs.
 
     Args:
         repeats: as `trailing_repeats` gives it for the tokens that k and v were made from.
-        squares: Σ q² of each token in any number of parts, fp32 [parts, B·L], as the projection's GEMM could leave
-            them, a part per block of columns; computed if not given.
     """
     if TEXT_ATTENTION.accepts(q):
-        from .text_attention_triton import text_attention_triton
+        from .text_attention_triton import row_squares_triton, text_attention_triton
 
-        return text_attention_triton(q, k, v, eps, repeats, row_squares(q) if squares is None else squares)
+        return text_attention_triton(q, k, v, eps, repeats, row_squares_triton(q))
     return text_attention_ref(q, k, v, eps)
 
 
-def text_attention_quantized(
-    q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor, squares: Tensor | None = None
-) -> QuantizedActivations:
+def text_attention_quantized(q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor) -> QuantizedActivations:
     """`text_attention` quantized per row and head of 128 columns, never written unquantized."""
     if TEXT_ATTENTION.accepts(q):
-        from .text_attention_triton import text_attention_quantized_triton
+        from .text_attention_triton import row_squares_triton, text_attention_quantized_triton
 
-        return text_attention_quantized_triton(q, k, v, eps, repeats, row_squares(q) if squares is None else squares)
+        return text_attention_quantized_triton(q, k, v, eps, repeats, row_squares_triton(q))
     return quantize_activations_ref(text_attention_ref(q.to(torch.float32), k, v, eps).flatten(2))

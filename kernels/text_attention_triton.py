@@ -164,7 +164,12 @@ def norm_keys_triton(k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) 
 
 
 def text_attention_triton(q: Tensor, k: Tensor, v: Tensor, eps: float, repeats: Tensor, squares: Tensor) -> Tensor:
-    """`text_attention.text_attention_ref` as a kernel."""
+    """`text_attention.text_attention_ref` as a kernel.
+
+    Args:
+        repeats: as `text_attention.trailing_repeats` gives it.
+        squares: Σ q² of each token in any number of parts, fp32 [parts, B·L].
+    """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _launch(q, k, v, eps, repeats, squares, out, None)
     return out

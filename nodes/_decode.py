@@ -46,5 +46,6 @@ def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
             memory_budget_bytes=budget,
             progress=progress_bar(),
             interrupted=throw_if_interrupted,
+            output_device=vae.output_device,
         )
     return frames.images

@@ -23,7 +23,7 @@ class Frames:
     Args:
         size: samples, frames, height and width.
         device: where the images lie.
-        source: where the pieces come from.
+        source: where the pieces are made; those that tiles blended come from `device`.
         dtype: of the images.
         finish: maps decoded values to 0…1 in fp32, as the host's VAE does it; may work in place.
     """
@@ -52,7 +52,7 @@ class Frames:
         images = self._finish(piece_1CTHW.to(torch.float32, copy=True)).movedim(1, -1)[0]
         first = sample * self._length + frame
         room = self.images[first : first + len(images)]
-        if self._copier is None:
+        if self._copier is None or not _on_gpu(images):
             room.copy_(images)
             return
         while len(self._pending) >= IN_FLIGHT:
@@ -77,3 +77,7 @@ class Frames:
         if kind is None:
             for copy in self._pending:
                 copy.result()
+
+
+def _on_gpu(images: Tensor) -> bool:
+    return images.is_cuda

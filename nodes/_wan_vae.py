@@ -11,6 +11,7 @@ import torch
 from comfy.sd import VAE
 
 from ..turbo_core import vae as wan_vae
+from ..turbo_core import vae_weights
 from ..turbo_core.vae_plan import Plan
 from ._operations import progress_bar, throw_if_interrupted
 
@@ -45,11 +46,11 @@ def lend(vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan])
     is compiled the first time, with progress.
     """
     vae.throw_exception_if_invalid()
-    ours = wan_vae.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
+    ours = vae_weights.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
     needed = plan(ours).working_bytes + comfy.model_management.module_size(vae.first_stage_model)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
     # Weights that the host has put on the device are shared; what it streams is copied for the length of the call.
-    wan_vae.fill(ours, vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
+    vae_weights.fill(ours, vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
     kind = (direction, ours.device, ours.dtype, ours.config)
     if kind not in _compiled_for:
         ours.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)

@@ -8,12 +8,24 @@ from torch import Tensor
 
 # fp32 against fp32 or fp64 in another order of summation.
 SAME_MATHS_FP32 = 1e-5
+# fp64 against fp64 in another order of summation.
+SAME_MATHS_FP64 = 1e-12
 # A kernel computing in fp32 from and to 16-bit, against the fp32 reference on the same inputs: output rounding.
 ROUND_TRIP = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 1e-5}
 # A kernel with 16-bit products (attention) against its fp32 reference on the same inputs.
 HALF_PRODUCTS = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # tanh.approx.f32 against tanh.
 HARDWARE_TANH = 2**-11
+# Scales of codes by two routes: the same maximum, divided.
+CODE_SCALES = 1e-6
+# Codes by two routes: those near a tie may fall one step apart. The step of e4m3 grows with the code.
+TIED_CODES = {torch.int8: 2e-3, torch.float8_e4m3fn: 6e-3}
+# Codes of GELU by the hardware's tanh.
+TANH_CODES = {torch.int8: 1.5e-2, torch.float8_e4m3fn: 2.5e-2}
+# Networks, layers and attention's output with int8 activations against those without.
+INT8_NETWORK = 0.03
+INT8_LAYER = 0.02
+INT8_OUTPUT = 0.01
 # A quantized recipe against fp32: floors of the signal-to-noise ratio in dB.
 SQNR_BLOCK_INT8_WEIGHT_DB = 36.0
 SQNR_BLOCK_INT8_LINEAR_DB = 34.0
@@ -54,6 +66,15 @@ def relative_error(out: Tensor, ref: Tensor) -> float:
     assert torch.isfinite(out).all(), "the output holds NaN or infinity"
     out, ref = out.double().cpu(), ref.double().cpu()
     return float((out - ref).norm() / ref.norm().clamp(min=1e-300))
+
+
+def codes_agree(out: Tensor, ref: Tensor, limit: float | None = None) -> bool:
+    """Codes, int8 or e4m3, no two of which are more than one step apart, and `limit` (TIED_CODES) in all."""
+    assert out.dtype == ref.dtype
+    wide_out, wide_ref = out.float().cpu(), ref.float().cpu()
+    step = 1.0 if ref.dtype == torch.int8 else (wide_ref.abs() / 8).clamp(min=2**-9)
+    near = bool(((wide_out - wide_ref).abs() <= step).all())
+    return near and relative_error(wide_out, wide_ref) < (TIED_CODES[ref.dtype] if limit is None else limit)
 
 
 def sqnr_db(out: Tensor, ref: Tensor) -> float:

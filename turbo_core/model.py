@@ -19,14 +19,7 @@ from torch import Tensor, nn
 from ..kernels.block_int8 import GatedResidual
 from ..kernels.compile_ahead import Progress, compile_ahead
 from ..kernels.dispatch import triton_refusal
-from ..kernels.norm import (
-    NORM_QUANTIZED,
-    NORM_ROWS,
-    layer_norm,
-    layer_norm_quantized,
-    layer_norm_rows,
-    rms_norm_rope,
-)
+from ..kernels.norm import layer_norm
 from ..kernels.qk_norm import qk_norm
 from ..kernels.routing import BLOCK_K, BLOCK_Q
 from ..kernels.sageattention import sage_dense_attention
@@ -41,17 +34,8 @@ from .attention import (
 from .config import WanConfig
 from .errors import CheckpointError, ConditioningError, LatentError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
-from .layers import (
-    BLOCK_CODES,
-    ROW_LINEARS,
-    Activation,
-    LayerNorm,
-    Lending,
-    Linear,
-    RMSNorm,
-    TorchOperations,
-    linear_together,
-)
+from .layers import BLOCK_CODES, Activation, Lending, Linear, TorchOperations, linear_together
+from .norms import affine_layer_norm, modulated_layer_norm, rms_norm
 from .precision import widest_float
 from .rope import PLAIN, RopeOptions, rotation
 from .text import EmbeddedText
@@ -200,7 +184,8 @@ class TurboWan(nn.Module):
                 f"{config.name}: latent height and width must be even, got {tuple(x.shape[2:])}; "
                 "use a video width and height divisible by 16"
             )
-        if context.ndim != 3 or context.shape[-1] != config.text_dim or context.shape[0] != x.shape[0]:
+        fits = context.ndim == 3 and context.shape[0] == x.shape[0] and context.shape[-1] == config.text_dim
+        if not fits or context.numel() == 0:
             raise ConditioningError(
                 f"{config.name}: text conditioning must be [{x.shape[0]}, tokens, {config.text_dim}], "
                 f"got {tuple(context.shape)}; encode the prompt with umT5-XXL (CLIPLoader, type 'wan')"
@@ -249,15 +234,15 @@ class Block(nn.Module):
         multiplier1, multiplier2 = (1 + modulation[:, 1::3]).unbind(1)
         hooks.interrupted()
         attn = self.self_attn
-        normed = _normed(x, multiplier1, shift1, self.eps, (attn.q, attn.k, attn.v))
+        normed = modulated_layer_norm(x, multiplier1, shift1, self.eps, (attn.q, attn.k, attn.v))
         x = attn(normed, inputs, attention, hooks, GatedResidual(x, gate1))
         hooks.interrupted()
-        normed = _affine_normed(self.norm3, x, (self.cross_attn.q,))
+        normed = affine_layer_norm(self.norm3, x, (self.cross_attn.q,))
         x = self.cross_attn(normed, inputs.text, hooks, GatedResidual(x))
         x = hooks.cross_attention(x)
         hooks.interrupted()
         up, _, down = self.ffn
-        hidden = up.feed(down, _normed(x, multiplier2, shift2, self.eps, (up,)), gelu=True)
+        hidden = up.feed(down, modulated_layer_norm(x, multiplier2, shift2, self.eps, (up,)), gelu=True)
         return down(hidden, residual=GatedResidual(x, gate2))
 
 
@@ -300,8 +285,8 @@ class SelfAttention(_Attention):
         return self.o(attend(x, inputs, attention, hooks), residual=residual)
 
     def _dense(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Activation:
-        q = self._split(_rms_norm(self.norm_q, self.q(x), inputs))
-        k = self._split(_rms_norm(self.norm_k, self.k(x), inputs))
+        q = self._split(rms_norm(self.norm_q, self.q(x), inputs.rotation))
+        k = self._split(rms_norm(self.norm_k, self.k(x), inputs.rotation))
         v = self._split(self.v(x))
         hooks.interrupted()
         kernel = sage_dense_attention if attention.mode == "sageattention" else hooks.dense_attention
@@ -332,7 +317,7 @@ class CrossAttention(_Attention):
         q, k, v = self.q(x), self.k(text), self.v(text)
         if TEXT_ATTENTION.accepts(q) and not hooks.replaces_dense_attention():
             return self.o(self._fused(q, k, v, text), residual=residual)
-        q, k = self._split(_rms_norm(self.norm_q, q)), self._split(_rms_norm(self.norm_k, k))
+        q, k = self._split(rms_norm(self.norm_q, q)), self._split(rms_norm(self.norm_k, k))
         return self.o(hooks.dense_attention(q, k, self._split(v)).flatten(2), residual=residual)
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, text: EmbeddedText) -> Activation:
@@ -372,30 +357,10 @@ def sinusoid(position: Tensor, dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=1).to(torch.float32)
 
 
-def _rms_norm(norm: RMSNorm, x: Tensor, rotated_for: BlockInputs | None = None) -> Tensor:
-    with norm.lend(x) as lent:
-        return rms_norm_rope(x, lent.weight, norm.eps, rotated_for.rotation if rotated_for else None)
-
-
 def _patched(out: Tensor, q: Tensor, k: Tensor, hooks: Hooks) -> Activation:
     """Self-attention's output [B, L, H, D], changed where a hook wants it, for the projection that follows."""
     patch = hooks.self_attention_patch()
     return Activation(out.flatten(2) if patch is None else patch(out.flatten(2), q, k))
-
-
-def _normed(x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: tuple[Linear, ...]) -> Activation:
-    """Layer norm · multiplier + offset for the layers that read it: as codes alone where that is all they need."""
-    taken = readers[0].takes if len({reader.takes for reader in readers}) == 1 else None
-    if taken == BLOCK_CODES and NORM_QUANTIZED.accepts(x):
-        return Activation.of_codes(layer_norm_quantized(x, multiplier, offset, eps), x)
-    if taken in ROW_LINEARS and NORM_ROWS[taken].accepts(x) and ROW_LINEARS[taken].LINEAR.accepts(x):
-        return Activation.of_codes(layer_norm_rows(x, multiplier, offset, eps, taken), x)
-    return Activation(layer_norm(x, multiplier, offset, eps))
-
-
-def _affine_normed(norm: LayerNorm, x: Tensor, readers: tuple[Linear, ...]) -> Activation:
-    with norm.lend(x) as lent:
-        return _normed(x, lent.weight[None], lent.bias[None], norm.eps, readers)
 
 
 def _latent_remedy(config: WanConfig) -> str:

@@ -88,7 +88,7 @@ class StepNoise:
 
     def draw_ahead(self) -> None:
         """From now on draw in another thread, one step ahead, so that a GPU does not wait for the CPU's draw."""
-        if self._drawer is None and self._generator.device != self.device:
+        if self._drawer is None and self._generator.device.type != self.device.type:
             self._drawer = ThreadPoolExecutor(1, "turbowan-noise")
             self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
             self._next = self._drawer.submit(self._draw)

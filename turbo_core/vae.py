@@ -1,15 +1,14 @@
 """The Wan 2.1 video autoencoder: latents [B, 16, T, H, W] <-> video [B, 3, 4T-3, 8H, 8W] in [-1, 1].
 
-Parameter names are those of ``wan_2.1_vae.safetensors``; the width is read from the tensors. Both directions
-are causal and run piece by piece with exact memory (``vae_layers.Past``): how ``vae_plan`` cut a clip into
+Parameter names are those of ``wan_2.1_vae.safetensors``; ``vae_weights`` makes a VAE from a file's tensors. Both
+directions are causal and run piece by piece with exact memory (``vae_layers.Past``): how ``vae_plan`` cut a clip into
 passes changes its result by rounding alone. A decode takes raw latents, as ComfyUI's LATENT holds them; the
 diffusion model works on ``normalize``d ones. Decoded values are not clamped.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.compile_ahead import compile_ahead
-from .errors import CheckpointError, LatentError, UnsupportedModelError
+from .errors import LatentError
 from .vae_layers import (
     AttentionBlock,
     CausalConv3d,
@@ -41,7 +40,6 @@ LATENT_STD = (
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
-FLOAT_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +230,18 @@ class WanVAE(nn.Module):
         memory_budget_bytes: int | None = None,
         progress: Progress | None = None,
         interrupted: Callable[[], None] | None = None,
+        output_device: torch.device | str | None = None,
     ) -> None:
-        """``decode``, whose frames go to ``receive`` on the weights' device as they are finished."""
+        """``decode``, whose frames go to ``receive`` as they are finished: on the weights' device, or on
+        ``output_device`` where tiles blend, since the whole result has to lie there until the last one.
+        """
         canvas = self._decode(
             z_BCTHW,
             chunk=chunk,
             budget=memory_budget_bytes,
             progress=progress,
             interrupted=interrupted,
-            device=None,
+            device=output_device,
             receive=receive,
         )
         canvas.hand_on()
@@ -305,99 +306,6 @@ class WanVAE(nn.Module):
                 canvas.paint(self.conv1(piece)[:, :LATENT_CHANNELS], sample, row, column)
                 del piece
         return canvas.result()
-
-
-def from_tensors(
-    tensors: Mapping[str, Tensor],
-    *,
-    assign: bool = True,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> WanVAE:
-    """A VAE over ``tensors`` as they are (no copy), or over copies where ``assign`` is off.
-
-    ``device`` and ``dtype`` convert what lies elsewhere or in another type; only those tensors are copied.
-    """
-    return fill(shaped_like(tensors), tensors, assign=assign, device=device, dtype=dtype)
-
-
-def fill(
-    vae: WanVAE,
-    tensors: Mapping[str, Tensor],
-    *,
-    assign: bool = True,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> WanVAE:
-    """``vae`` over ``tensors``, of which ``shaped_like`` made it; options as in ``from_tensors``."""
-    _check_names(vae.state_dict(), tensors)
-    converted = {
-        name: tensor.detach().to(device=device, dtype=dtype, copy=not assign) for name, tensor in tensors.items()
-    }
-    _check_values(converted)
-    vae.load_state_dict(converted, assign=True)
-    return vae
-
-
-def shaped_like(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> WanVAE:
-    """A VAE without data, on the meta device, with the widths that the tensors have: enough to plan with."""
-    if "decoder.upsamples.0.upsamples.0.residual.2.weight" in tensors:
-        raise UnsupportedModelError(
-            "VAE: must be the Wan 2.1 VAE (16 channels), got the Wan 2.2 one; use wan_2.1_vae.safetensors, "
-            "or VAEDecode with this file"
-        )
-    try:
-        config = VAEConfig(
-            width=tensors["decoder.head.0.gamma"].shape[0],
-            in_channels=tensors["encoder.conv1.weight"].shape[1],
-            out_channels=tensors["decoder.head.2.weight"].shape[0],
-        )
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(
-            f"VAE: must be a Wan 2.1 VAE in its own names, got {len(tensors)} tensors without a usable "
-            f"{error}; use wan_2.1_vae.safetensors"
-        ) from error
-    with torch.device("meta"):
-        vae = WanVAE(config).eval()
-    return vae if dtype is None else vae.to(dtype)
-
-
-def _check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    faults = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
-        "misshapen": [
-            f"{name} {list(given[name].shape)} instead of {list(expected[name].shape)}"
-            for name in sorted(expected.keys() & given.keys())
-            if given[name].shape != expected[name].shape
-        ],
-    }
-    found = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
-    if found:
-        raise CheckpointError(
-            f"VAE: tensors must be those of a Wan 2.1 VAE, got {'; '.join(found)}; "
-            f"use wan_2.1_vae.safetensors, or download the file again"
-        )
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _check_values(tensors: Mapping[str, Tensor]) -> None:
-    types = {tensor.dtype for tensor in tensors.values()}
-    if not types <= set(FLOAT_TYPES):
-        raise CheckpointError(
-            f"VAE: weights must be bf16, fp16 or fp32, got {', '.join(sorted(map(str, types)))}; "
-            f"use an unquantized wan_2.1_vae.safetensors"
-        )
-    # One wait for the GPU per kind of vector; a host may spread them over devices.
-    vectors: defaultdict[tuple[torch.device, int], list[Tensor]] = defaultdict(list)
-    for name, tensor in tensors.items():
-        if name.endswith((".bias", ".gamma")):
-            vectors[tensor.device, tensor.ndim].append(tensor)
-    if not all(bool(torch.cat(group).isfinite().all()) for group in vectors.values()):
-        raise CheckpointError("VAE: norms and biases must be finite, got NaN or infinity; download the file again")
 
 
 def _check_latents(z: Tensor) -> None:

@@ -14,6 +14,8 @@ from .vae_still import StillClip
 
 log = logging.getLogger(__name__)
 
+HANDED_ON = 4  # frames of a blended result: tiles are for where memory is short
+
 Progress = Callable[[int, int], None]
 """Called with (frames done, frames in all), counted once per tile."""
 
@@ -163,7 +165,10 @@ class Canvas:
         return self._out.to(self._dtype)
 
     def hand_on(self) -> None:
-        """Give ``receive`` what only the last tile finished."""
-        if self._out is not None:
-            for sample in range(self._samples):
-                self._receive(sample, 0, self._out[sample : sample + 1].to(self._dtype))
+        """Give ``receive`` what only the last tile finished, a few frames at a time: it may copy what it gets."""
+        if self._out is None:
+            return
+        for sample in range(self._samples):
+            for first in range(0, self._out.shape[TIME], HANDED_ON):
+                piece = self._out[sample : sample + 1, :, first : first + HANDED_ON]
+                self._receive(sample, first, piece.to(self._dtype))

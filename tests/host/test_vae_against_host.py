@@ -13,7 +13,7 @@ from tolerances import SAME_MATHS_FP32, relative_error
 from torch import Tensor
 from vae_reference import latents, video
 
-from turbowan.turbo_core import vae
+from turbowan.turbo_core import vae, vae_weights
 
 pytestmark = pytest.mark.host
 
@@ -54,7 +54,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def model(weights: dict[str, Tensor]) -> vae.WanVAE:
-    return vae.from_tensors(weights)
+    return vae_weights.from_tensors(weights)
 
 
 @pytest.fixture(scope="module")

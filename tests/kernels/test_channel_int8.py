@@ -23,7 +23,7 @@ def persistent(request, device) -> bool:
     kernels = pytest.importorskip("turbowan.kernels.channel_int8_triton")
     if request.param == "persistent":
         pytest.importorskip("triton.tools.tensor_descriptor")
-        if device.type == "cuda" and not kernels.takes_descriptors(device):
+        if device.type == "cuda" and not kernels.use_tma(device):
             pytest.skip("this GPU takes no tensor descriptors")
     return request.param == "persistent"
 
@@ -32,7 +32,7 @@ def persistent(request, device) -> bool:
 def linear(persistent, monkeypatch):
     from turbowan.kernels import channel_int8_triton
 
-    monkeypatch.setattr(channel_int8_triton, "takes_descriptors", lambda device: persistent)
+    monkeypatch.setattr(channel_int8_triton, "use_tma", lambda device: persistent)
     return channel_int8_triton.linear_triton
 
 
@@ -62,7 +62,7 @@ def test_gated_residual_is_added_in_the_epilogue(shape, gates, linear, half, dev
 def test_the_two_kernels_give_the_same_bits(shape, half, device, generator):
     from turbowan.kernels import channel_int8_triton
 
-    if not channel_int8_triton.takes_descriptors(device):
+    if not channel_int8_triton.use_tma(device):
         pytest.skip("this GPU takes no tensor descriptors")
     a, w = operands(*shape, generator, device)
     results = []

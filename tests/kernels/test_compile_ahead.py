@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 import threading
+import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +16,7 @@ import torch
 
 from turbowan.kernels import compile_ahead as ahead
 from turbowan.kernels.compile_ahead import compile_ahead
-from turbowan.turbo_core import native_names, vae
+from turbowan.turbo_core import native_names, vae_weights
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.model import TurboWan
 
@@ -72,6 +76,65 @@ def test_fresh_tensors_are_zeros_on_the_walk_alone(poisoned_memory) -> None:
     assert torch.empty(4).isnan().all()
 
 
+@pytest.fixture
+def pretended(monkeypatch) -> None:
+    """A device on which kernels could be compiled, and one thread that compiles them."""
+    if not hasattr(pytest.importorskip("triton"), "AsyncCompileMode"):
+        pytest.skip("this Triton compiles each kernel at its first use")
+    monkeypatch.setattr(ahead, "triton_refusal", lambda *_: None)
+    monkeypatch.setattr(ahead, "gluon_refusal", lambda *_: "not here")
+    monkeypatch.setattr(ahead, "WORKERS", 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+
+def test_a_walk_that_fails_leaves_without_compiling_the_rest(pretended) -> None:
+    """A host interrupts the walk itself too: at a loan of weights."""
+    from triton.runtime._async_compile import active_mode
+
+    started = threading.Event()
+    compiled = []
+
+    def compile_one(number: int):
+        started.set()
+        time.sleep(0.2)
+        compiled.append(number)
+        return types.SimpleNamespace(run=None)
+
+    def walk() -> None:
+        for number in range(20):
+            active_mode.get().submit(number, functools.partial(compile_one, number), lambda _: None, lambda _: None)
+        assert started.wait(10)
+        raise Stop
+
+    with pytest.raises(Stop):
+        compile_ahead(walk, torch.device("cpu"))
+    assert compiled == [0]
+
+
+def test_walks_of_two_threads_leave_launching_as_it_was() -> None:
+    """Whatever the order in which they end: a thread that has walked launches again."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    asked = []
+    original = jit.JITFunction.run
+    first, second = ahead._launching_nothing(), ahead._launching_nothing()
+    try:
+        jit.JITFunction.run = lambda self, *args, grid, warmup, **options: asked.append(warmup)
+        first.__enter__()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(second.__enter__).result()
+            jit.JITFunction.run(None, grid=None, warmup=False)
+            first.__exit__(None, None, None)
+            jit.JITFunction.run(None, grid=None, warmup=False)
+            other.submit(jit.JITFunction.run, None, grid=None, warmup=False).result()
+            other.submit(second.__exit__, None, None, None).result()
+        jit.JITFunction.run(None, grid=None, warmup=False)
+        assert asked == [True, False, True, False]
+    finally:
+        jit.JITFunction.run = original
+
+
 def test_nothing_is_walked_where_no_kernel_can_run() -> None:
     assert compile_ahead(lambda: pytest.fail("walked"), torch.device("cpu")) == 0
 
@@ -129,7 +192,7 @@ def test_a_forward_after_it_compiles_nothing(network, tmp_path, monkeypatch) -> 
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_a_vae_pass_of_any_size_after_it_compiles_nothing(direction, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    model = vae.from_tensors(tiny.tiny_vae_tensors(96), device="cuda", dtype=torch.bfloat16)
+    model = vae_weights.from_tensors(tiny.tiny_vae_tensors(96), device="cuda", dtype=torch.bfloat16)
     for kernel in kernels():
         kernel.device_caches.clear()
     assert model.compile_ahead(direction) > 0

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, relative_error
+from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, SAME_MATHS_FP64, relative_error
 
 from turbowan.kernels import vae_conv, vae_upsample
 
@@ -40,7 +40,7 @@ def test_causal_reference_equals_the_formula(side, generator):
     for dt, dy, dx in product(range(3), range(side), range(side)):
         shifted = frames[:, :, dt : dt + 2, dy : dy + 4, dx : dx + 5]
         expected = expected + torch.einsum("oi,bithw->bothw", weight[:, :, dt, dy, dx], shifted)
-    assert relative_error(vae_conv.causal_conv_ref(x, past, weight, bias, residual), expected) < 1e-12
+    assert relative_error(vae_conv.causal_conv_ref(x, past, weight, bias, residual), expected) < SAME_MATHS_FP64
 
 
 def test_upsample_reference_equals_the_formula(generator):
@@ -50,7 +50,7 @@ def test_upsample_reference_equals_the_formula(generator):
     for frame in range(4):
         source = x[:, frame % 2 * 3 : frame % 2 * 3 + 3, frame // 2]
         expected = F.conv2d(F.interpolate(source, scale_factor=2), weight, bias, padding=1)
-        assert relative_error(out[:, :, frame], expected) < 1e-12
+        assert relative_error(out[:, :, frame], expected) < SAME_MATHS_FP64
 
 
 def block_rows(part: torch.Tensor, tile: torch.Tensor, start: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_packed_weights_give_the_causal_reference(c_out, c_in, side, generator):
         out[part, first] = rows
     out = out.view(-1, 4 // per_program, per_program, channels, 3, 5).permute(0, 3, 1, 2, 4, 5).reshape(c_out, 4, 3, 5)
     expected = vae_conv.causal_conv_ref(x, past, weight, bias, None)[0] - bias[:, None, None, None]
-    assert relative_error(out, expected) < 1e-12
+    assert relative_error(out, expected) < SAME_MATHS_FP64
 
 
 @pytest.mark.parametrize(("c_out", "c_in", "copies"), UPSAMPLES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerances import ROUND_TRIP, SAME_MATHS_FP32, relative_error
 
-from turbowan.kernels import vae_norm
+from turbowan.kernels import dispatch, vae_norm
 from turbowan.kernels.vae_norm_triton import channel_norm_triton
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
@@ -69,8 +69,17 @@ def test_other_widths_are_refused(half, device):
         channel_norm_triton(x, gamma, silu=False, out=torch.empty_like(x))
 
 
-def test_declared_constraints(device):
-    narrow = torch.zeros(1, 2, 2, 2, 12, dtype=torch.bfloat16, device=device)
-    spread = torch.zeros(1, 16, 2, 2, 2, dtype=torch.bfloat16, device=device).movedim(1, -1)
-    for tensor in (narrow, spread, narrow.float()):
-        assert vae_norm.CHANNEL_NORM.refusal(tensor) is not None
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: x, None),
+        (lambda x: x[..., :12].contiguous(), "12 is not a multiple of 8"),
+        (lambda x: x.movedim(1, -1), "not contiguous"),
+        (torch.Tensor.float, "float32 is none of"),
+    ],
+    ids=["taken", "width", "layout", "dtype"],
+)
+def test_declared_constraints(change, reason, monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None)
+    refusal = vae_norm.CHANNEL_NORM.refusal(change(torch.zeros(1, 16, 2, 2, 16, dtype=torch.bfloat16)))
+    assert (refusal is None) if reason is None else reason in refusal

@@ -28,7 +28,10 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("capability", "attention", "weights"),
-    [(80, "sla", "int8"), (86, "sagesla", "int8"), (90, "sagesla", "int8"), (90, "sla", "bf16"), (120, "sla", "int8")],
+    [
+        *((80, "sla", "int8"), (86, "sagesla", "int8"), (90, "sagesla", "int8"), (90, "sla", "bf16")),
+        *((120, "sla", "int8"), (86, "sla", "channelwise"), (90, "sla", "channelwise")),
+    ],
 )
 def test_a_forward_compiles(tmp_path: Path, capability: int, attention: str, weights: str) -> None:
     lines = compiled(tmp_path, str(capability), attention, weights)

@@ -1,6 +1,6 @@
 """Compile what a forward or the VAE launches for a GPU that is not there; prints a JSON line a kernel. Run by a test.
 
-    python without_gpu.py CAPABILITY ATTENTION QUANTIZED
+    python without_gpu.py CAPABILITY ATTENTION WEIGHTS       WEIGHTS: bf16, int8 or channelwise
     python without_gpu.py CAPABILITY vae bf16
 
 Triton gets a driver that knows the GPU's properties and loads nothing; tensors are the CPU's. Everything from the
@@ -22,7 +22,7 @@ from triton.runtime import driver
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}  # bytes a program may take
 MULTIPROCESSORS = 132
 
-capability, attention, quantized = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "int8"
+capability, attention, weights = int(sys.argv[1]), *sys.argv[2:]
 properties = types.SimpleNamespace(
     multi_processor_count=MULTIPROCESSORS,
     shared_memory_per_block_optin=SHARED_MEMORY[capability],
@@ -92,9 +92,10 @@ dispatch.gluon_refusal = lambda *_: None if gluon else "not here"
 dispatch.use_tma = lambda device: hopper
 
 from turbowan.benchmarks import random_vae, synthetic  # noqa: E402
-from turbowan.turbo_core import vae, vae_passes  # noqa: E402
+from turbowan.turbo_core import channelwise, vae_passes, vae_weights  # noqa: E402
 from turbowan.turbo_core.attention import AttentionSettings  # noqa: E402
 from turbowan.turbo_core.config import WanConfig  # noqa: E402
+from turbowan.turbo_core.model import TurboWan  # noqa: E402
 
 
 class ChannelsLast(types.ModuleType):
@@ -108,14 +109,19 @@ class ChannelsLast(types.ModuleType):
 
 def compile_vae() -> None:
     vae_passes.torch = ChannelsLast("torch")
-    model = vae.from_tensors(random_vae.tensors(96))
+    model = vae_weights.from_tensors(random_vae.tensors(96))
     for direction in ("decode", "encode", "decode", "encode"):
         tell({"asked for": model.compile_ahead(direction)})
 
 
 def compile_forwards() -> None:
     config = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=1, has_proj_l=True)
-    network = synthetic.model(config, torch.device("cpu"), quantized=quantized)
+    device = torch.device("cpu")
+    tensors = synthetic.tensors(config, device, quantized=weights == "int8")
+    if weights == "channelwise":
+        tensors, _ = channelwise.to_row_codes(tensors, torch.int8, device)
+    network = TurboWan(config, device="meta")
+    network.load(tensors)
     network.attention = AttentionSettings(mode=attention, topk=0.1)
     for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16))):
         x = torch.randn(batch, 16, *size, dtype=torch.bfloat16)

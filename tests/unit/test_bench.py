@@ -34,7 +34,7 @@ from turbowan.benchmarks.ceilings import KNOWN, Ceilings
 from turbowan.benchmarks.report import Report, ReportError, Row
 from turbowan.benchmarks.request import Request, parse_size, size_argument, size_text
 from turbowan.benchmarks.timing import Timing
-from turbowan.turbo_core import cli, vae
+from turbowan.turbo_core import cli, vae, vae_weights
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.errors import SettingsError
@@ -77,7 +77,7 @@ def test_a_block_has_the_counted_flops_in_its_products() -> None:
 
 @pytest.mark.parametrize(("part", "latent_frames"), [("decoder", 21), ("encoder", 21)])
 def test_the_vae_has_the_counted_flops(part: str, latent_frames: int) -> None:
-    net = vae.from_tensors(random_vae.tensors(8, dtype=torch.float32))
+    net = vae_weights.from_tensors(random_vae.tensors(8, dtype=torch.float32))
     frames = 4 * (latent_frames - 1) + 1
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         if part == "decoder":
@@ -91,7 +91,7 @@ def test_the_vae_has_the_counted_flops(part: str, latent_frames: int) -> None:
 
 
 def test_a_start_image_has_the_counted_flops() -> None:
-    net = vae.from_tensors(random_vae.tensors(8, dtype=torch.float32))
+    net = vae_weights.from_tensors(random_vae.tensors(8, dtype=torch.float32))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net.encode(torch.randn(1, 3, 2, 32, 32), length=81)
     convolutions = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "conv" in str(op))
@@ -288,7 +288,7 @@ class TestStages:
 
 def test_the_random_vae_blurs_but_keeps_a_texture() -> None:
     """A decoded clip has contrast, and neighbouring pixels and frames correlate without being equal."""
-    net = vae.from_tensors(random_vae.tensors(8, dtype=torch.float32))
+    net = vae_weights.from_tensors(random_vae.tensors(8, dtype=torch.float32))
     z = torch.randn(1, 16, 5, 12, 16, generator=torch.Generator().manual_seed(0))
     clip = net.decode(vae.denormalize(z))[0]
     clip = clip - clip.mean(dim=(1, 2, 3), keepdim=True)

@@ -1,9 +1,10 @@
+import dataclasses
 import logging
 
 import pytest
 import torch
 
-from turbowan.kernels import dispatch
+from turbowan.kernels import channel_fp8, dispatch
 from turbowan.kernels.dispatch import BackendUnavailableError, Kernel
 
 KERNEL = Kernel(name="test kernel", last_dim_multiple=128)
@@ -53,6 +54,18 @@ def test_a_choice_is_logged_once(caplog):
             assert not kernel.accepts(torch.zeros(1, 16))
     assert [r.getMessage() for r in caplog.records] == [
         "logged once on cpu: torch, because the device is cpu, not cuda"
+    ]
+
+
+def test_what_computes_is_logged_by_its_name(caplog, monkeypatch):
+    monkeypatch.setattr(channel_fp8, "scaled_mm_refusal", lambda _: None)
+    linear = dataclasses.replace(channel_fp8.LINEAR, name="fp8 logged once")
+    with caplog.at_level(logging.INFO, logger=dispatch.log.name):
+        assert linear.accepts(torch.zeros(1, 16, dtype=torch.bfloat16))
+        assert not linear.accepts(torch.zeros(1, 20, dtype=torch.bfloat16))
+    assert [r.getMessage() for r in caplog.records] == [
+        "fp8 logged once on cpu: torch._scaled_mm",
+        "fp8 logged once on cpu: torch, because last dimension 20 is not a multiple of 16",
     ]
 
 

@@ -1,18 +1,17 @@
 import dataclasses
-from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
 import tiny
 import torch
-from tolerances import HALF_PRODUCTS, SAME_MATHS_FP32, relative_error
+from tolerances import HALF_PRODUCTS, INT8_NETWORK, INT8_OUTPUT, SAME_MATHS_FP32, relative_error
 
 from turbowan.kernels import block_int8, dispatch
 from turbowan.turbo_core import attention, checkpoint, hooks, layers, model
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError, LatentError
 from turbowan.turbo_core.hooks import BlockInputs, Hooks
-from turbowan.turbo_core.layers import Activation, Lending, Linear
+from turbowan.turbo_core.layers import Activation
 from turbowan.turbo_core.model import TurboWan, sinusoid
 
 DENSE = AttentionSettings(mode="dense")
@@ -139,6 +138,7 @@ def test_codes_without_a_scale_are_missing_it(tmp_path):
         ({"latent": (1, 16, 6, 10)}, LatentError, "EmptyHunyuanLatentVideo"),
         ({"context": (1, 32, 768)}, ConditioningError, "umT5-XXL"),
         ({"context": (2, 32, 4096)}, ConditioningError, r"\[1, tokens, 4096\]"),
+        ({"context": (1, 0, 4096)}, ConditioningError, r"got \(1, 0, 4096\)"),
         ({"timestep": (1, 5)}, LatentError, "no per-frame timesteps"),
     ],
 )
@@ -249,8 +249,8 @@ def test_a_patch_gets_a_tensor_where_codes_would_do(tmp_path, monkeypatch, devic
         unchanged = net(latent.half(), timestep, context.half(), hooks=hooks)
         assert len(codes) == len(hooks.seen) == 2
         moved = net(latent.half(), timestep, context.half(), hooks=PatchedAttention(0.2))
-    assert relative_error(unchanged, plain) < 0.01
-    assert relative_error(moved, plain) > 0.01
+    assert relative_error(unchanged, plain) < INT8_OUTPUT
+    assert relative_error(moved, plain) > INT8_OUTPUT
 
 
 def test_interruption_leaves_within_a_block(net):
@@ -280,7 +280,7 @@ def test_every_kernel_together_equals_the_torch_path(tmp_path, monkeypatch, devi
         net.attention = AttentionSettings(mode=mode, topk=0.4)
         out = net(latent.half(), timestep, context.half())
     # int8 activations alone move the result by about 0.01.
-    assert relative_error(out, reference) < 0.03
+    assert relative_error(out, reference) < INT8_NETWORK
 
 
 @pytest.mark.interpreter
@@ -307,39 +307,6 @@ def test_cross_attention_by_its_kernel_unless_a_host_replaces_it(tmp_path, monke
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("mode", ["sla", "sagesla", "dense"])
-@pytest.mark.parametrize("kernels", [False, True], ids=["torch", "kernels"])
-def test_layers_are_lent_one_at_a_time(tmp_path, monkeypatch, device, mode, kernels):
-    """A host that streams weights has memory for one or two of them, which the next loan overwrites."""
-    if mode == "sagesla" and not kernels:
-        pytest.skip("sagesla is a kernel")
-    net = build(tmp_path, quantized=True, dtype=torch.float32).to(device)
-    net.attention = AttentionSettings(mode=mode, topk=0.4)
-    lent = []
-
-    def watched(layer):
-        lend = layer.lend
-
-        @contextmanager
-        def once(x):
-            assert not lent, f"{layer} is lent while {lent} still are"
-            lent.append(layer)
-            with lend(x) as loan:
-                yield loan
-            lent.pop()
-
-        return once
-
-    for module in net.modules():
-        if isinstance(module, Lending):
-            module.lend = watched(module)
-    monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None if kernels else "the test asks for torch")
-    latent, timestep, context = (tensor.to(device, torch.float16) for tensor in inputs(size=(1, 4, 6)))
-    with torch.inference_mode():
-        net(latent, timestep, context)
-
-
-@pytest.mark.interpreter
 @pytest.mark.parametrize("room", [2**20, 0], ids=["one product", "apart"])
 def test_layers_of_one_input_give_the_same_together(tmp_path, monkeypatch, device, room):
     attention = build(tmp_path, quantized=True, dtype=torch.float32).to(device).blocks[0].self_attn
@@ -355,23 +322,6 @@ def test_layers_of_one_input_give_the_same_together(tmp_path, monkeypatch, devic
         assert len(calls) == (1 if room else 3)
         for out, projection in zip(together, projections, strict=True):
             assert torch.equal(out, projection(x))
-
-
-def test_a_layer_that_gets_codes_alone_can_still_run_dense(generator):
-    """A LoRA-patched layer that the host streams is lent as a dense weight, whatever its neighbours expected."""
-    x = torch.randn(2, 5, 256, generator=generator)
-    layer = Linear(256, 128, dtype=torch.float32)
-    layer.weight.data, layer.bias.data = torch.randn(128, 256, generator=generator) / 16, torch.zeros(128)
-    codes = block_int8.quantize_activations_ref(x)
-    out = layer(Activation.of_codes(codes, x[..., :128]))
-    assert out.shape == (2, 5, 128)
-    assert relative_error(out, layer(x)) < 0.02
-
-
-def test_linear_lends_dense_weights_in_the_input_dtype():
-    layer = Linear(8, 4, dtype=torch.bfloat16)
-    with layer.lend(torch.zeros(1, 8)) as lent:
-        assert lent.weight.dtype == lent.bias.dtype == torch.float32
 
 
 def test_an_activation_is_quantized_once_per_granularity(monkeypatch):

@@ -188,6 +188,20 @@ def test_drawing_ahead_on_the_cpu_is_drawing():
     assert torch.equal(ahead(), plain())
 
 
+def test_a_draw_that_fails_in_its_thread_is_the_callers_error(monkeypatch):
+    noise = rcm.StepNoise(torch.Size((4,)), torch.device("meta"), 3)
+    noise.draw_ahead()
+    assert noise().device.type == "meta"
+    assert noise().shape == (4,)
+
+    def full(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(torch, "randn", full)
+    with pytest.raises(MemoryError, match="no room"):
+        [noise() for _ in range(2)]  # one may have been drawn before
+
+
 def test_unknown_noise_order():
     with pytest.raises(SettingsError, match="comfy, upstream"):
         rcm.StepNoise(torch.Size((1,)), torch.device("cpu"), 0, "gpu")

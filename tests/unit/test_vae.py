@@ -9,11 +9,11 @@ from itertools import pairwise
 import pytest
 import tiny
 import torch
-from tolerances import SAME_MATHS_FP32, relative_error, sqnr_db
+from tolerances import SAME_MATHS_FP32, SAME_MATHS_FP64, relative_error, sqnr_db
 from torch import Tensor
 from vae_reference import SIDES, decode_ref, encode_ref, latents, video
 
-from turbowan.turbo_core import vae
+from turbowan.turbo_core import vae, vae_weights
 from turbowan.turbo_core.errors import CheckpointError, LatentError, SettingsError, UnsupportedModelError
 
 # --- fixtures ---
@@ -35,7 +35,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def model(weights: dict[str, Tensor]) -> vae.WanVAE:
-    return vae.from_tensors(weights)
+    return vae_weights.from_tensors(weights)
 
 
 # --- the same as the formulas ---
@@ -61,10 +61,10 @@ def test_encode_as_formula(weights, model, poisoned_memory, frames: int) -> None
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 9])
 def test_passes_change_nothing_but_rounding(weights, chunk: int) -> None:
-    model = vae.from_tensors(weights, dtype=torch.float64)
+    model = vae_weights.from_tensors(weights, dtype=torch.float64)
     z, x = latents(4, (1, 2)).double(), video(4, (1, 2)).double()
-    assert relative_error(model.decode(z, chunk=chunk), model.decode(z)) < 1e-13
-    assert relative_error(model.encode(x, chunk=chunk), model.encode(x)) < 1e-13
+    assert relative_error(model.decode(z, chunk=chunk), model.decode(z)) < SAME_MATHS_FP64
+    assert relative_error(model.encode(x, chunk=chunk), model.encode(x)) < SAME_MATHS_FP64
 
 
 def test_passes_of_every_budget_give_the_same(model) -> None:
@@ -91,9 +91,9 @@ def test_alpha_channels(weights) -> None:
     wide = dict(weights)
     for name, dim in (("encoder.conv1.weight", 1), ("decoder.head.2.weight", 0), ("decoder.head.2.bias", 0)):
         wide[name] = torch.cat([weights[name], weights[name].narrow(dim, 0, 1)], dim)
-    model = vae.from_tensors(wide)
+    model = vae_weights.from_tensors(wide)
     out = model.decode(latents(2))
-    assert relative_error(out[:, :3], vae.from_tensors(weights).decode(latents(2))) < SAME_MATHS_FP32
+    assert relative_error(out[:, :3], vae_weights.from_tensors(weights).decode(latents(2))) < SAME_MATHS_FP32
     assert torch.allclose(out[:, 3], out[:, 0], atol=1e-5)
     assert model.encode(out).shape == (1, 16, 2, *SIDES)
 
@@ -102,7 +102,7 @@ def test_alpha_channels(weights) -> None:
 def test_16_bit_is_as_near_to_fp32_as_plain_torch(weights, model, dtype: torch.dtype) -> None:
     rounded = {name: tensor.to(dtype) for name, tensor in weights.items()}
     exact = {name: tensor.float() for name, tensor in rounded.items()}
-    small = vae.from_tensors(rounded)
+    small = vae_weights.from_tensors(rounded)
     z, x = latents(3, (4, 3)).to(dtype), video(3, (4, 3)).to(dtype)
     for ours, plain, want in (
         (small.decode(z), decode_ref(rounded, z), decode_ref(exact, z.float())),
@@ -169,20 +169,20 @@ def test_threads_share_one_model(model) -> None:
 
 
 def test_weights_are_lent_not_copied(weights) -> None:
-    model = vae.from_tensors(weights)
+    model = vae_weights.from_tensors(weights)
     held = model.state_dict()
     assert held.keys() == weights.keys()
     assert all(held[name].data_ptr() == tensor.data_ptr() for name, tensor in weights.items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    copied = vae.from_tensors(weights, assign=False).state_dict()
+    copied = vae_weights.from_tensors(weights, assign=False).state_dict()
     assert all(copied[name].data_ptr() != tensor.data_ptr() for name, tensor in weights.items())
-    assert vae.from_tensors(weights, dtype=torch.float16).dtype == torch.float16
+    assert vae_weights.from_tensors(weights, dtype=torch.float16).dtype == torch.float16
 
 
 def test_weights_of_a_host_module_stay_its_own(weights) -> None:
-    host = vae.from_tensors(weights)
+    host = vae_weights.from_tensors(weights)
     with torch.inference_mode():
-        lent = vae.from_tensors(host.state_dict())
+        lent = vae_weights.from_tensors(host.state_dict())
         out = lent.decode(latents(2))
     assert torch.equal(out, host.decode(latents(2)))
 
@@ -209,19 +209,19 @@ def broken(weights: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Te
 )
 def test_bad_tensors(weights, name: str, change: Callable[[Tensor | None], Tensor | None], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        vae.from_tensors(broken(weights, **{name: change(weights.get(name))}))
+        vae_weights.from_tensors(broken(weights, **{name: change(weights.get(name))}))
 
 
 def test_many_missing_names_are_counted(weights) -> None:
     few = {name: tensor for name, tensor in weights.items() if not name.startswith("encoder.downsamples")}
     with pytest.raises(CheckpointError, match=r"missing: encoder\.downsamples.* and \d+ more"):
-        vae.from_tensors(few)
+        vae_weights.from_tensors(few)
 
 
 def test_wan_2_2_vae_is_named(weights) -> None:
     other = broken(weights, **{"decoder.upsamples.0.upsamples.0.residual.2.weight": torch.ones(1)})
     with pytest.raises(UnsupportedModelError, match=r"Wan 2\.2 .* VAEDecode"):
-        vae.from_tensors(other)
+        vae_weights.from_tensors(other)
 
 
 # --- sizes ---
@@ -262,13 +262,16 @@ def test_weights_that_a_host_moved_outside_inference_mode_are_taken() -> None:
     for parameter in moved.values():
         parameter.data = parameter.data.clone()
     with torch.inference_mode():
-        assert vae.shaped_like(moved).config.width == vae.from_tensors(tensors).config.width
-        vae._check_values(moved)
+        assert vae_weights.shaped_like(moved).config.width == vae_weights.from_tensors(tensors).config.width
+        vae_weights._check_values(moved)
 
 
 def test_the_shape_of_a_vae_is_enough_to_plan_with() -> None:
     tensors = tiny.tiny_vae_tensors()
-    shape, whole = vae.shaped_like(tensors, torch.bfloat16), vae.from_tensors(tensors, dtype=torch.bfloat16)
+    shape, whole = (
+        vae_weights.shaped_like(tensors, torch.bfloat16),
+        vae_weights.from_tensors(tensors, dtype=torch.bfloat16),
+    )
     size = {"size": (5, 12, 20), "chunk": None, "budget": None}
     assert shape.plan_decode(**size) == whole.plan_decode(**size)
     assert shape.device.type == "meta"

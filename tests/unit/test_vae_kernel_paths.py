@@ -10,7 +10,7 @@ from vae_reference import decode_ref, encode_ref, latents, video
 
 from turbowan.benchmarks import vae_kernels
 from turbowan.kernels import vae_conv, vae_head, vae_upsample
-from turbowan.turbo_core import vae
+from turbowan.turbo_core import vae_weights
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def calls(monkeypatch) -> dict[str, int]:
 @pytest.mark.parametrize("chunk", [None, 1, 2, 3])
 @pytest.mark.parametrize("frames", [1, 2, 4])
 def test_decode_as_formula(weights, calls, poisoned_memory, frames: int, chunk: int | None) -> None:
-    model, z = vae.from_tensors(weights), latents(frames, (3, 2))
+    model, z = vae_weights.from_tensors(weights), latents(frames, (3, 2))
     out = model.decode(z, chunk=chunk)
     assert calls["upsample"] > 0
     assert calls["head"] > 0
@@ -63,14 +63,14 @@ def test_decode_as_formula(weights, calls, poisoned_memory, frames: int, chunk: 
 @pytest.mark.parametrize("chunk", [None, 1, 2, 3])
 @pytest.mark.parametrize("frames", [2, 4])
 def test_encode_as_formula(weights, calls, poisoned_memory, frames: int, chunk: int | None) -> None:
-    model, x = vae.from_tensors(weights), video(frames, (3, 2))
+    model, x = vae_weights.from_tensors(weights), video(frames, (3, 2))
     out = model.encode(x, chunk=chunk)
     assert calls["conv"] > 0
     assert relative_error(out, encode_ref(weights, x)) < SAME_MATHS_FP32
 
 
 def test_encode_of_a_clip_that_stands_still(weights, calls) -> None:
-    model, x = vae.from_tensors(weights), video(2, (3, 2))
+    model, x = vae_weights.from_tensors(weights), video(2, (3, 2))
     whole = torch.cat((x, x[:, :, -1:].expand(-1, -1, 36, -1, -1)), 2)
     out = model.encode(x, length=whole.shape[2])
     assert calls["conv"] > 0
@@ -79,7 +79,7 @@ def test_encode_of_a_clip_that_stands_still(weights, calls) -> None:
 
 def test_a_pass_of_single_frames(weights, calls) -> None:
     """Under a small budget the last level takes frame by frame, and the products of two must stay."""
-    model, z = vae.from_tensors(weights), latents(4, (3, 2))
+    model, z = vae_weights.from_tensors(weights), latents(4, (3, 2))
     usual = model.plan_decode((4, 3, 2), chunk=None, budget=None).working_bytes
     plans = (model.plan_decode((4, 3, 2), chunk=None, budget=usual - 2**13 * step) for step in range(100))
     single = next(plan for plan in plans if plan.tiles == 1 and plan.frames[-1] == 1)

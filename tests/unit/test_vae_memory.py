@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from vae_reference import latents, video
 
-from turbowan.turbo_core import vae
+from turbowan.turbo_core import vae, vae_weights
 from turbowan.turbo_core.errors import SettingsError
 from turbowan.turbo_core.vae_plan import LEAST_TILE, OVERLAP, Plan, blend_weights, spans
 
@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> vae.WanVAE:
-    return vae.from_tensors(tiny.tiny_vae_tensors())
+    return vae_weights.from_tensors(tiny.tiny_vae_tensors())
 
 
 # --- bounded memory ---
@@ -165,6 +165,17 @@ def test_tiles_are_the_blend_of_their_own_results(model, caplog, direction: str)
     assert relative_error(out, want) < SAME_MATHS_FP32
 
 
+def test_tiles_blend_where_the_result_goes(model) -> None:
+    """A whole result in fp32 beside the passes is what tiles are to avoid on a GPU."""
+    blended: list[Tensor] = []
+    budget, given = tile_budget(model.plan_decode), latents(TILED[0], TILED[1:])
+    model.decode_to(
+        lambda sample, frame, piece: blended.append(piece), given, memory_budget_bytes=budget, output_device="meta"
+    )
+    assert blended
+    assert all(piece.is_meta for piece in blended)
+
+
 def test_a_budget_below_the_least_tile_is_named(model) -> None:
     with pytest.raises(SettingsError, match=r"at least \d+ MiB.*got 0 MiB; choose a smaller video") as caught:
         model.decode(latents(2, (60, 60)), memory_budget_bytes=1000)
@@ -190,6 +201,7 @@ def test_frames_handed_on_are_those_of_a_decode(model, tiled: bool) -> None:
     def receive(sample: int, frame: int, piece: Tensor) -> None:
         room = got[sample : sample + 1, :, frame : frame + piece.shape[2]]
         assert room.isnan().all()
+        assert piece.shape[2] <= 4
         room.copy_(piece)
 
     model.decode_to(receive, given, chunk=1, memory_budget_bytes=budget)

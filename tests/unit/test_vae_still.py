@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from tolerances import SAME_MATHS_FP32, relative_error
+from tolerances import SAME_MATHS_FP32, SAME_MATHS_FP64, relative_error
 from torch import Tensor
 from vae_reference import encode_ref
 
-from turbowan.turbo_core import vae
+from turbowan.turbo_core import vae, vae_weights
 from turbowan.turbo_core.errors import LatentError
 from turbowan.turbo_core.vae_layers import CausalConv3d, Layer, Past
 from turbowan.turbo_core.vae_passes import hold
@@ -17,7 +17,6 @@ from turbowan.turbo_core.vae_plan import blend_weights
 from turbowan.turbo_core.vae_still import StillClip
 
 PIXELS = (24, 8)
-TIED_ROUNDING = 1e-13  # of fp64
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,7 +35,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def model(weights: dict[str, Tensor]) -> vae.WanVAE:
-    return vae.from_tensors(weights, dtype=torch.float64)
+    return vae_weights.from_tensors(weights, dtype=torch.float64)
 
 
 def beginning(frames: int, *, batch: int = 1, pixels: tuple[int, int] = PIXELS) -> Tensor:
@@ -66,7 +65,7 @@ def test_frames_repeat_from_where_it_is_counted_and_not_before(model, given: int
         frames = torch.cat([first, rest], 2)
         clip = clip.behind(layer)
         assert clip.frames == frames.shape[2]
-        rests = (frames - frames[:, :, -1:]).abs().amax((0, 1, 3, 4)) < TIED_ROUNDING
+        rests = (frames - frames[:, :, -1:]).abs().amax((0, 1, 3, 4)) < SAME_MATHS_FP64
         assert clip.distinct < clip.frames
         assert rests[clip.distinct - 1 :].all()
         assert not rests[clip.distinct - 2], "one frame too many is computed"
@@ -114,14 +113,14 @@ def test_as_the_whole_clip(model, poisoned_memory, given: int, length: int, chun
     before = x.clone()
     out = model.encode(x, length=length, chunk=chunk)
     assert out.shape == (2, 16, 1 + (length - 1) // 4, 3, 1)
-    assert relative_error(out, model.encode(whole(x, length), chunk=chunk)) < TIED_ROUNDING
+    assert relative_error(out, model.encode(whole(x, length), chunk=chunk)) < SAME_MATHS_FP64
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("length", [5, 33, 49])
 def test_as_formula(weights, poisoned_memory, length: int) -> None:
     x = beginning(2).float()
-    out = vae.from_tensors(weights).encode(x, length=length)
+    out = vae_weights.from_tensors(weights).encode(x, length=length)
     assert relative_error(out, encode_ref(weights, whole(x, length))) < SAME_MATHS_FP32
 
 
@@ -146,7 +145,7 @@ def test_tiles_are_the_blend_of_their_own_results(model) -> None:
     want = torch.zeros_like(out)
     for (start, stop), weight in zip(plan.rows, blend_weights(plan.rows, scale=1), strict=True):
         want[..., start:stop, :] += model.encode(x[..., 8 * start : 8 * stop, :], length=9) * weight[:, None]
-    assert relative_error(out, want) < TIED_ROUNDING
+    assert relative_error(out, want) < SAME_MATHS_FP64
 
 
 # --- progress, interruption, bad input ---
