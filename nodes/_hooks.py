@@ -57,7 +57,10 @@ class ComfyHooks(Hooks):
             "pe": inputs.rotation,
             "transformer_options": self.options,
         }
-        return replacement(args, {"original_block": original})["img"]
+        try:
+            return replacement(args, {"original_block": original})["img"]
+        finally:
+            inputs.text.forget()
 
     def after_block(self, index: int, x: Tensor, latent: Tensor, time: Tensor) -> Tensor:
         for patch in self._patches("double_block"):

@@ -26,3 +26,10 @@ class EmbeddedText(Activation):
     def repeats(self) -> Tensor:
         """How many of the last tokens are one and the same (a prompt's padding), int32 [B], on the states' device."""
         return trailing_repeats(self._tokens)
+
+    def forget(self) -> None:
+        """What was made of the states: somebody may have changed them in place, and the tokens say nothing of them now."""
+        self._quantized.clear()
+        self._rows.clear()
+        self._tokens = self.like
+        self.__dict__.pop("repeats", None)
