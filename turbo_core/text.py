@@ -28,7 +28,7 @@ class EmbeddedText(Activation):
         return trailing_repeats(self._tokens)
 
     def forget(self) -> None:
-        """What was made of the states: somebody may have changed them in place, and the tokens say nothing of them now."""
+        """Drop what was made of the states: somebody may have changed them, and the tokens say nothing of them now."""
         self._quantized.clear()
         self._rows.clear()
         self._tokens = self.like
