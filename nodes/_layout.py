@@ -9,24 +9,20 @@ stochastically (LoRA on a quantized weight):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, get_layout_class, register_layout_class
-from comfy_kitchen.tensor.base import BaseLayoutParams
+from comfy_kitchen.tensor import QuantizedTensor, get_layout_class, register_layout_class
 from torch import Tensor
 
 from ..kernels.block_int8 import BLOCK, BlockInt8, quantize_weight
 from ..kernels.row_codes import RowCodes
+from ._codes_layout import CodesLayout
 from ._row_layout import ROW_LAYOUTS
 
 
-class TurboBlockInt8Layout(QuantizedLayout):
+class TurboBlockInt8Layout(CodesLayout):
     """128×128 blocks of int8 codes with one fp32 scale each."""
 
-    @dataclass(frozen=True)
-    class Params(BaseLayoutParams):
-        """scale, orig_dtype and orig_shape, as the base class has them."""
+    VALUE = BlockInt8
 
     @classmethod
     def quantize(
@@ -35,26 +31,13 @@ class TurboBlockInt8Layout(QuantizedLayout):
         scale: Tensor | str | None = None,
         stochastic_rounding: int | None = 0,
         inplace_ops: bool = False,
-    ) -> tuple[Tensor, Params]:
+    ) -> tuple[Tensor, CodesLayout.Params]:
         """Codes and parameters; the scale always follows the tensor, whatever `scale` says."""
         quantized = quantize_weight(tensor)
         codes = quantized.codes
         if stochastic_rounding:
             codes = _round_stochastically(tensor, quantized.scale, stochastic_rounding)
-        params = cls.Params(scale=quantized.scale, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape))
-        return codes, params
-
-    @classmethod
-    def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
-        return BlockInt8(qdata, params.scale).dequantize(params.orig_dtype)
-
-    @classmethod
-    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
-        return qtensor._qdata, qtensor._params.scale
-
-    @classmethod
-    def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
-        return {"": qdata, "_scale": params.scale}
+        return codes, cls.params(tensor, quantized.scale)
 
 
 def register() -> None:

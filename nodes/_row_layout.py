@@ -5,26 +5,20 @@ Data: codes [N, K], int8 or e4m3, and an fp32 scale [N].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor
-from comfy_kitchen.tensor.base import BaseLayoutParams
 from torch import Tensor
 
 from ..kernels.row_codes import RowCodes, quantize_rows_ref, round_stochastically
+from ._codes_layout import CodesLayout
 
 ROWS_AT_ONCE = 1024  # bounds the fp32 copies of a weight
 
 
-class _RowLayout(QuantizedLayout):
+class _RowLayout(CodesLayout):
     """Rows of codes with one fp32 scale each."""
 
     CODES: torch.dtype
-
-    @dataclass(frozen=True)
-    class Params(BaseLayoutParams):
-        """scale, orig_dtype and orig_shape, as the base class has them."""
+    VALUE = RowCodes
 
     @classmethod
     def quantize(
@@ -33,7 +27,7 @@ class _RowLayout(QuantizedLayout):
         scale: Tensor | str | None = None,
         stochastic_rounding: int | None = 0,
         inplace_ops: bool = False,
-    ) -> tuple[Tensor, Params]:
+    ) -> tuple[Tensor, CodesLayout.Params]:
         """Codes and parameters; the scale always follows the tensor, whatever `scale` says."""
         generator = torch.Generator(device=tensor.device).manual_seed(stochastic_rounding or 0)
         codes = torch.empty(tensor.shape, dtype=cls.CODES, device=tensor.device)
@@ -45,19 +39,7 @@ class _RowLayout(QuantizedLayout):
             if stochastic_rounding:
                 scaled = tensor[rows].to(torch.float32) / nearest.scale[:, None]
                 codes[rows] = round_stochastically(scaled, cls.CODES, generator)
-        return codes, cls.Params(scale=scales, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape))
-
-    @classmethod
-    def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
-        return RowCodes(qdata, params.scale).dequantize(params.orig_dtype)
-
-    @classmethod
-    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
-        return qtensor._qdata, qtensor._params.scale
-
-    @classmethod
-    def state_dict_tensors(cls, qdata: Tensor, params: Params) -> dict[str, Tensor]:
-        return {"": qdata, "_scale": params.scale}
+        return codes, cls.params(tensor, scales)
 
 
 class TurboChannelInt8Layout(_RowLayout):
