@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .block_int8 import GatedResidual
 from .dispatch import Kernel
-from .norm import gated_residual
+from .norm import add_to_residual
 from .row_codes import RowCodes, quantize_rows_ref
 
 MIN_CAPABILITY = (8, 9)
@@ -59,8 +59,7 @@ def linear(
         y = linear_ref(a, w, bias, gelu, like.dtype)
     if residual is None:
         return y
-    x, y = residual.x, y.reshape(residual.x.shape)
-    return (x + y if residual.gate is None else gated_residual(x, y, residual.gate)).reshape(-1, w.shape[0])
+    return add_to_residual(residual, y.reshape(residual.x.shape)).reshape(-1, w.shape[0])
 
 
 def scaled_mm_refusal(device: torch.device) -> str | None:

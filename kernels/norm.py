@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .block_int8 import BLOCK, QuantizedActivations, quantize_activations_ref
+from .block_int8 import BLOCK, GatedResidual, QuantizedActivations, quantize_activations_ref
 from .dispatch import Kernel
 from .row_codes import RowCodes, quantize_rows_ref
 
@@ -101,6 +101,11 @@ def rms_norm_rope(x: Tensor, weight: Tensor, eps: float, rotation: Rotation | No
 
         return rms_norm_rope_triton(x, weight, eps, rotation)
     return rms_norm_rope_ref(x, weight, eps, rotation)
+
+
+def add_to_residual(residual: GatedResidual, y: Tensor) -> Tensor:
+    """`residual.x` plus y [B, L, C], gated where there is a gate; for products that could not do it themselves."""
+    return residual.x + y if residual.gate is None else gated_residual(residual.x, y, residual.gate)
 
 
 def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..kernels import block_int8, channel_fp8, channel_int8
 from ..kernels.block_int8 import BlockInt8, GatedResidual, QuantizedActivations
-from ..kernels.norm import gated_residual
+from ..kernels.norm import add_to_residual
 from ..kernels.row_codes import RowCodes, quantize_rows
 
 BLOCK_CODES = "block"  # int8 codes with a scale per row and 128 columns; other codes are named by their dtype
@@ -262,9 +262,7 @@ def linear(
         weight = weight.dequantize(like.dtype)
     y = F.linear(activation.x, weight, lent.bias)
     y = F.gelu(y, approximate="tanh") if gelu else y
-    if residual is None:
-        return y
-    return residual.x + y if residual.gate is None else gated_residual(residual.x, y, residual.gate)
+    return y if residual is None else add_to_residual(residual, y)
 
 
 def linear_together(layers: Sequence[Linear], activation: Activation) -> tuple[Tensor, ...]:
