@@ -1,5 +1,7 @@
 """Other sizes, lengths and batches must not compile a kernel again."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -7,6 +9,17 @@ from turbowan.kernels import block_int8, channel_int8, norm, qk_norm, routing, r
 
 pytestmark = pytest.mark.gpu
 
+KERNEL_FILES = (
+    "block_int8",
+    "channel_int8",
+    "key_pass",
+    "norm",
+    "qk_norm",
+    "routing",
+    "row_codes",
+    "sla",
+    "text_attention",
+)
 # Lengths divisible by 16 and not, tails of blocks, one token, several samples.
 SHAPES = [(1, 640), (1, 1), (1, 257), (2, 1000), (3, 129), (1, 4096)]
 
@@ -49,29 +62,7 @@ def run_all(batch: int, length: int) -> None:
 
 
 def test_other_shapes_do_not_recompile():
-    from turbowan.kernels import (
-        block_int8_triton,
-        channel_int8_triton,
-        key_pass_triton,
-        norm_triton,
-        qk_norm_triton,
-        routing_triton,
-        row_codes_triton,
-        sla_triton,
-        text_attention_triton,
-    )
-
-    modules = (
-        block_int8_triton,
-        channel_int8_triton,
-        key_pass_triton,
-        norm_triton,
-        qk_norm_triton,
-        routing_triton,
-        row_codes_triton,
-        sla_triton,
-        text_attention_triton,
-    )
+    modules = [import_module(f"turbowan.kernels.{name}_triton") for name in KERNEL_FILES]
     counts = []
     for batch, length in SHAPES:
         run_all(batch, length)
