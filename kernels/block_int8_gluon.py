@@ -10,7 +10,6 @@ them and are bound by shared memory. Same bits, 930â€“1,080 TOPS instead of 800â
 from __future__ import annotations
 
 import functools
-import logging
 
 import torch
 import triton
@@ -27,8 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
-
-log = logging.getLogger(__name__)
+from .dispatch import multiprocessors
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -280,7 +278,7 @@ def _launch(
     y_desc = _descriptor(y, GROUP_ROWS)
     tiles = triton.cdiv(m, GROUPS * GROUP_ROWS) * triton.cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
-        _linear_kernel[(min(tiles, _multiprocessors(y.device)),)](
+        _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
             _descriptor(a.codes, GROUP_ROWS),
             _descriptor(w.codes.contiguous(), BLOCK),
             y_desc,
@@ -318,8 +316,3 @@ def _layout(dtype: torch.dtype, rows: int) -> gl.NVMMASharedLayout:
 
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, [rows, BLOCK], _layout(x.dtype, rows))
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -6,8 +6,6 @@ needs as much again for its fp32 sums. M is never specialised: other token count
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -15,13 +13,14 @@ from torch import Tensor
 
 from .block_int8 import GatedResidual
 from .block_int8_triton import gelu_tanh, tile_of
-from .dispatch import use_tma
+from .dispatch import multiprocessors, use_tma
 from .row_codes import RowCodes
 
 # At most 72 KiB of shared memory (48 where compiled by Triton 3.6 and 3.9), which fit every GPU from sm80 on.
 TILE_M, TILE_N, TILE_K, GROUP_M = 64, 128, 128, 8
 # 4 stages of 48 KiB and the 32 KiB through which half a finished tile passes: all of Hopper's shared memory.
 WIDE_M, WIDE_N, WIDE_K, WIDE_GROUP_M = 128, 256, 128, 16
+INTERPRETED_PROGRAMS = 3  # few, so that each takes several tiles in a test
 
 
 @triton.jit
@@ -202,7 +201,7 @@ def launch(
             from triton.tools.tensor_descriptor import TensorDescriptor
 
             tiles = triton.cdiv(m, WIDE_M) * triton.cdiv(n, WIDE_N)
-            _persistent_kernel[(min(tiles, _multiprocessors(y.device)),)](
+            _persistent_kernel[(min(tiles, multiprocessors(y.device, elsewhere=INTERPRETED_PROGRAMS)),)](
                 TensorDescriptor.from_tensor(a.codes, [WIDE_M, WIDE_K]),
                 TensorDescriptor.from_tensor(w_codes, [WIDE_N, WIDE_K]),
                 *rest,
@@ -227,9 +226,3 @@ def launch(
                 num_warps=4,
                 num_stages=3,
             )
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """How many programs run at once; a few where the kernel is interpreted, so that each takes several tiles."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3

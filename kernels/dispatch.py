@@ -105,6 +105,12 @@ def use_tma(device: torch.device) -> bool:
     return has_descriptors and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
+@functools.cache
+def multiprocessors(device: torch.device, elsewhere: int = 1) -> int:
+    """How many a GPU has; `elsewhere` where there is none and kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else elsewhere
+
+
 def gluon_refusal(device: torch.device, probe: str = "run_probe") -> str | None:
     """Why the Gluon kernels for Hopper cannot run on `device`, or None if they can; others serve then.
 

@@ -7,14 +7,13 @@ batch, so that a sample's rounding does not depend on its neighbours.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .block_int8_triton import round_even
+from .dispatch import multiprocessors
 from .int8_heads import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .key_pass import LINEAR_EPS, KeyBall, KeyPass, LinearBranch
 from .routing import BLOCK_K
@@ -166,7 +165,7 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
 def _launch_sums(k: Tensor, v: Tensor, centre: Tensor, codes: QuantizedHeads | None) -> tuple[Tensor, Tensor, Tensor]:
     """The sums of each stretch, [B, H, stretches, …] as the kernel names them; writes the codes if they are wanted."""
     batch, length, heads, dim = k.shape
-    wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(k.device) // heads)
+    wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(k.device) // heads)
     stretch = triton.cdiv(triton.cdiv(length, wanted), TILE) * TILE
     stretches = triton.cdiv(length, stretch)
     shapes = (dim, dim), (dim,), ()
@@ -199,8 +198,3 @@ def _launch_sums(k: Tensor, v: Tensor, centre: Tensor, codes: QuantizedHeads | N
         num_stages=2,
     )
     return vk, feature_sums, reach
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

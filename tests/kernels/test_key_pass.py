@@ -20,7 +20,7 @@ def test_key_pass_kernels(inputs, int8, programs, half, monkeypatch):
     from turbowan.kernels import key_pass_triton
 
     monkeypatch.setattr(key_pass_triton, "PROGRAMS_PER_MULTIPROCESSOR", programs)
-    monkeypatch.setattr(key_pass_triton, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(key_pass_triton, "multiprocessors", lambda device: 1)
     out = key_pass_triton.key_pass_triton(*inputs, int8)
     ref = key_pass.key_pass_ref(*inputs, int8)
     assert relative_error(out.branch.values, ref.branch.values) < HALF_PRODUCTS[half]
