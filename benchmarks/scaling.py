@@ -121,7 +121,7 @@ def measure(net: TurboWan, axis: str, label: str, shape: Shape, mode: str, rates
     net.attention = AttentionSettings(mode=mode, topk=shape.ratio)
     results = sampler(net, shape)
     first = elapsed_ms(lambda: next(results))
-    timing = interleaved({label: lambda: next(results)}, 2)[label]
+    timing = interleaved({label: lambda: next(results)}, 2, warm=True)[label]
     per_sample = floors.step(net.config, floors.tokens_of(shape.size), bits=8, mode=mode, topk=shape.ratio)
     return Point(
         axis=axis,

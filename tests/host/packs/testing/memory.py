@@ -17,7 +17,8 @@ class TestPatcher:
     """The same MODEL with its patcher's class derived from.
 
     partial: only ``budget`` bytes are loaded, the other modules stream their weights. delegate: the clone that a
-    patcher which says it is dynamic makes without streaming. (The dynamic patcher itself needs a GPU.)
+    patcher which says it is dynamic makes without streaming. (The dynamic patcher itself needs a GPU.) from_file: what
+    is loaded completely is read from the file before, as it is for a GPU.
     """
 
     @classmethod
@@ -25,7 +26,7 @@ class TestPatcher:
         return {
             "required": {
                 "model": ("MODEL",),
-                "kind": (["partial", "delegate"],),
+                "kind": (["partial", "delegate", "from_file"],),
                 "budget": ("INT", {"default": 1, "min": 1, "max": 1 << 40}),
             }
         }
@@ -36,8 +37,11 @@ class TestPatcher:
 
     def wrap(self, model: Any, kind: str, budget: int) -> tuple:
         patched = model.clone()
-        patched.__class__ = _partial(type(model), budget) if kind == "partial" else _dynamic(type(model))
-        return (patched if kind == "partial" else patched.clone(disable_dynamic=True),)
+        if kind == "delegate":
+            patched.__class__ = _dynamic(type(model))
+            return (patched.clone(disable_dynamic=True),)
+        patched.__class__ = _partial(type(model), budget) if kind == "partial" else _from_file(type(model))
+        return (patched,)
 
 
 def _dynamic(base: type) -> type:
@@ -56,8 +60,17 @@ def _partial(base: type, budget: int) -> type:
     return PartialPatcher
 
 
+def _from_file(base: type) -> type:
+    class FilePatcher(base):
+        def load(self, *args: Any, **options: Any) -> None:
+            self.model.file_weights.place(self.load_device, leave=self.patches.keys() | self.pinned)
+            return super().load(*args, **options)
+
+    return FilePatcher
+
+
 class TestMemory:
-    """The loaded models by class, with patcher, size and loaded size."""
+    """The loaded models by class, with patcher, size, loaded size and the number of weights read from the file."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -78,6 +91,7 @@ def _describe(patcher: Any) -> dict:
         "patcher": type(patcher).__name__,
         "size": patcher.model_size(),
         "loaded": patcher.loaded_size(),
+        "from_file": len(patcher.model.file_weights._placed) if hasattr(patcher.model, "file_weights") else 0,
     }
 
 
