@@ -151,7 +151,9 @@ def test_new_rows_replace_their_namesakes_and_keep_the_order() -> None:
     new = dataclasses.replace(REPORT, rows=(dataclasses.replace(ROW, ms=90.0),))
     both = report.merged(old, new)
     assert [(row.name, row.ms) for row in both.rows] == [("other", 100.0), ("1.3b int8", 90.0)]
-    assert both.date == "2026-11-24"
+    assert [row.date for row in both.rows] == ["2026-11-23", "2026-11-24"]
+    assert (both.date, report.dates(both.rows)) == ("2026-11-24", "2026-11-23 to 2026-11-24")
+    assert [row.date for row in report.merged(both, new).rows] == ["2026-11-23", "2026-11-24"]
     with pytest.raises(ReportError, match="one GPU"):
         report.merged(dataclasses.replace(old, gpu="H"), new)
 
@@ -352,10 +354,10 @@ class TestPlots:
         second = dataclasses.replace(ROW, peer="native", peer_ms=600.0)
         kernel = dataclasses.replace(ROW, stage="kernel")
         alone = dataclasses.replace(ROW, name="bare int8", peer=None, peer_ms=None)
-        (group,) = plot.groups([kernel, ROW, second, alone], "int8")
+        (group,) = plot.groups(plot.headlines([kernel, ROW, second, alone], "int8"))
         assert group.title == "1.3b int8, one step"
         assert (group.ours, group.floor, group.peers) == (100.0, 85.0, (("upstream", 340.0), ("native", 600.0)))
-        assert plot.groups([ROW], "bf16") == []
+        assert plot.headlines([ROW], "bf16") == []
 
     def test_a_report_becomes_a_picture(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source, target = tmp_path / "r.json", tmp_path / "out" / "r.png"
