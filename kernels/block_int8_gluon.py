@@ -27,6 +27,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .dispatch import multiprocessors
+from .hopper_gluon import load_tile, store_tile
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -75,12 +76,10 @@ def _copy_tiles(
             mbarrier.wait(free.index(stage), phase)
             arrived = ready.index(stage)
             mbarrier.expect(arrived, (GROUPS * rows + columns) * depth)
-            tma.async_copy_global_to_shared(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
+            load_tile(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
             for group in gl.static_range(GROUPS):
                 first = (m_block * GROUPS + group) * rows
-                tma.async_copy_global_to_shared(
-                    a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group)
-                )
+                load_tile(a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group))
             stage, phase = _next_stage(stage, phase, STAGES)
 
 
@@ -141,7 +140,7 @@ def _multiply_tiles(
         tma.store_wait(0)  # the last tile has left y_tile
         if RESIDUAL:
             mbarrier.expect(x_arrived, rows_a_group * width * 2)
-            tma.async_copy_global_to_shared(x_desc, [first, n_block * width], x_arrived, y_tile)
+            load_tile(x_desc, [first, n_block * width], x_arrived, y_tile)
             mbarrier.wait(x_arrived, x_phase)
             x_phase ^= 1
             if GATE:
@@ -156,7 +155,7 @@ def _multiply_tiles(
         else:
             y_tile.store(total.to(y_tile.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(y_desc, [first, n_block * width], y_tile)
+        store_tile(y_desc, [first, n_block * width], y_tile)
     tma.store_wait(0)
 
 

@@ -85,10 +85,8 @@ torch.cuda.device = lambda *_: contextlib.nullcontext()
 from turbowan.kernels import dispatch  # noqa: E402
 
 hopper = capability == 90
-# The VAE's kernels also know Triton 3.9's names; what else there is may be refused by the probe on a GPU.
-gluon = hopper and (attention == "vae" or triton.__version__.startswith("3.6."))
 dispatch.triton_refusal = lambda device, least=(8, 0): None if (capability // 10, capability % 10) >= least else "old"
-dispatch.gluon_refusal = lambda *_: None if gluon else "not here"
+dispatch.gluon_refusal = lambda *_: None if hopper else "not here"
 dispatch.use_tma = lambda device: hopper
 
 from turbowan.benchmarks import random_vae, synthetic  # noqa: E402
