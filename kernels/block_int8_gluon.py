@@ -159,7 +159,8 @@ def _multiply_tiles(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["M", "a_scale_stride", "y_scale_stride"])
+# A sample's scales begin wherever the sample before it ends.
+@gluon.jit(do_not_specialize=["M", "a_scale_stride", "y_scale_stride"], do_not_specialize_on_alignment=["a_scale_ptr"])
 def _linear_kernel(
     a_desc,  # int8 [M, K], blocks of 64×128
     w_desc,  # int8 [N, K], blocks of 128×128
@@ -274,7 +275,7 @@ def _launch(
 ) -> None:
     (m, k), n = a.codes.shape, w.shape[0]
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
-    y_desc = _descriptor(y, GROUP_ROWS)
+    y_desc, w_scale = _descriptor(y, GROUP_ROWS), w.scale.contiguous()
     tiles = triton.cdiv(m, GROUPS * GROUP_ROWS) * triton.cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
         _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
@@ -283,10 +284,10 @@ def _launch(
             y_desc,
             y_desc if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
             a.scale,
-            w.scale.contiguous(),
+            w_scale,
             y if bias is None else bias,
-            a.scale if gate is None else gate,
-            a.scale if y_scale is None else y_scale,
+            w_scale if gate is None else gate,
+            w_scale if y_scale is None else y_scale,
             m,
             n,
             k,

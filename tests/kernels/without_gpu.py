@@ -15,7 +15,6 @@ import sys
 import types
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -121,7 +120,7 @@ def compile_forwards() -> None:
     network = TurboWan(config, device="meta")
     network.load(tensors)
     network.attention = AttentionSettings(mode=attention, topk=0.1)
-    for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16))):
+    for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16)), (2, (1, 6, 10))):
         x = torch.randn(batch, 16, *size, dtype=torch.bfloat16)
         context = torch.randn(batch, 512, 4096, dtype=torch.bfloat16)
         with torch.inference_mode():
