@@ -32,7 +32,7 @@ class FileWeights:
     """Weights of `model` that lie in the file whole; their mapped tensors live as long as this does."""
 
     def __init__(self, model: nn.Module, spans: Spans, path: Path) -> None:
-        self._path, self._state = path, _state(path)
+        self.path, self._state = path, _state(path)
         self._mapped: dict[str, tuple[nn.Parameter, FileSpan]] = {}
         self._placed: dict[str, nn.Parameter] = {}
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
@@ -51,10 +51,10 @@ class FileWeights:
             for name, (weight, span) in sorted(self._mapped.items(), key=lambda item: item[1][1].offset)
             if self._layers[name].weight is weight and f"{name}.weight" not in leave
         }
-        if wanted and _state(self._path) != self._state:
+        if wanted and _state(self.path) != self._state:
             log.warning(
                 "%s was changed since it was loaded; its weights come through the old file's mapping, which is slower",
-                self._path.name,
+                self.path.name,
             )
             return 0
         read = file_reading.read([span for _, span in wanted.values()], device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import comfy.model_management
@@ -18,7 +19,8 @@ class TestPatcher:
 
     partial: only ``budget`` bytes are loaded, the other modules stream their weights. delegate: the clone that a
     patcher which says it is dynamic makes without streaming. (The dynamic patcher itself needs a GPU.) from_file: what
-    is loaded completely is read from the file before, as it is for a GPU.
+    is loaded completely is read from the file before, as it is for a GPU; from_changed_file: the file has another time
+    by then.
     """
 
     @classmethod
@@ -26,7 +28,7 @@ class TestPatcher:
         return {
             "required": {
                 "model": ("MODEL",),
-                "kind": (["partial", "delegate", "from_file"],),
+                "kind": (["partial", "delegate", "from_file", "from_changed_file"],),
                 "budget": ("INT", {"default": 1, "min": 1, "max": 1 << 40}),
             }
         }
@@ -40,7 +42,10 @@ class TestPatcher:
         if kind == "delegate":
             patched.__class__ = _dynamic(type(model))
             return (patched.clone(disable_dynamic=True),)
-        patched.__class__ = _partial(type(model), budget) if kind == "partial" else _from_file(type(model))
+        if kind == "partial":
+            patched.__class__ = _partial(type(model), budget)
+        else:
+            patched.__class__ = _from_file(type(model), changed=kind == "from_changed_file")
         return (patched,)
 
 
@@ -60,9 +65,11 @@ def _partial(base: type, budget: int) -> type:
     return PartialPatcher
 
 
-def _from_file(base: type) -> type:
+def _from_file(base: type, changed: bool) -> type:
     class FilePatcher(base):
         def load(self, *args: Any, **options: Any) -> None:
+            if changed:
+                os.utime(self.model.file_weights.path)
             self.model.file_weights.place(self.load_device, leave=self.patches.keys() | self.pinned)
             return super().load(*args, **options)
 
