@@ -21,7 +21,6 @@ import torch
 from turbowan.benchmarks import released_files, synthetic
 from turbowan.turbo_core import checkpoint, file_reading
 from turbowan.turbo_core.checkpoint import Checkpoint
-from turbowan.turbo_core.file_spans import span_of
 
 VAE_WIDTH = 96
 DEVICE = torch.device("cuda")
@@ -55,8 +54,7 @@ def from_mapping(source: Checkpoint) -> None:
 
 
 def from_file(source: Checkpoint) -> None:
-    spans = [span for tensor in source.tensors.values() if (span := span_of(tensor, source.spans)) is not None]
-    for _ in file_reading.read(spans, DEVICE):
+    for _ in file_reading.to_device(list(source.tensors.values()), source.spans, DEVICE):
         pass
     torch.cuda.synchronize()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .file_spans import FileSpan
+from .file_spans import FileSpan, Spans, span_of
 from .weight_file import DOWNLOAD_AGAIN
 
 CHUNK = 8 << 20  # bytes of one read; half the time of a smaller one goes into starting it
@@ -107,6 +108,18 @@ def read(spans: Sequence[FileSpan], device: torch.device) -> Iterator[Tensor]:
         pool.shutdown(cancel_futures=True)
         for buffer in buffers:
             buffer.close()
+
+
+def to_device(tensors: Sequence[Tensor], spans: Spans, device: torch.device) -> Iterator[Tensor]:
+    """Each tensor on `device`, in order: read from its file where it lies there whole, else copied.
+
+    Raises:
+        As `read`.
+    """
+    known = [span_of(tensor, spans) for tensor in tensors]
+    with closing(read([span for span in known if span is not None], device)) as data:
+        for tensor, span in zip(tensors, known, strict=True):
+            yield tensor.to(device) if span is None else next(data).view(tensor.dtype).view(tensor.shape)
 
 
 def _chunks(spans: Iterable[FileSpan]) -> Iterator[_Chunk]:

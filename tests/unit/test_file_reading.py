@@ -11,6 +11,7 @@ import torch
 from turbowan.turbo_core import file_reading
 from turbowan.turbo_core.errors import CheckpointError
 from turbowan.turbo_core.file_spans import FileSpan
+from turbowan.turbo_core.weight_file import open_weights
 
 SIZES = [1, 999, 1000, 1001, 20_000, 7, 3_500]
 
@@ -44,6 +45,21 @@ def test_every_span_arrives_in_order(tmp_path: Path, content: bytes, where: str)
         assert (data.device.type, data.dtype) == (where, torch.uint8)
         expected = content if span.path == paths[0] else content[::-1]
         assert data.cpu().numpy().tobytes() == expected[span.offset : span.offset + span.size]
+
+
+def test_tensors_of_a_checkpoint_and_others_arrive_as_they_are(tmp_path: Path) -> None:
+    """Views and tensors that lie in no file are copied."""
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.randn(60, 70), "b": torch.arange(900, dtype=torch.int8), "c": torch.randn(8, 8).T}, path)
+    file = open_weights(path)
+    tensors = [*file.content.values(), file.content["a"][3], torch.randn(5)]
+    arrived = list(file_reading.to_device(tensors, file.spans, torch.device("cpu")))
+    for tensor, copy in zip(tensors, arrived, strict=True):
+        assert torch.equal(tensor, copy)
+        assert tensor.dtype == copy.dtype
+    assert [copy.data_ptr() != tensor.data_ptr() for tensor, copy in zip(tensors, arrived, strict=True)] == [
+        True, True, False, False, False
+    ]  # fmt: skip
 
 
 def test_nothing_asked_nothing_read() -> None:
