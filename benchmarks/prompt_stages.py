@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SAMPLER, DECODER = "TurboT2VSampler", "TurboVAEDecode"
+SAMPLER, DECODER = "TurboT2VSampler", "TurboVAEDecodeVideo"
 COMPILING = (SAMPLER, DECODER)
 
 Mark = tuple[float, dict[str, Any]]
