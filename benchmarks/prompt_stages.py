@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SAMPLER, DECODER = "TurboT2VSampler", "TurboVAEDecodeVideo"
-COMPILING = (SAMPLER, DECODER)
+IMAGE_DECODER = "TurboVAEDecode"
+COMPILING = (SAMPLER, DECODER, IMAGE_DECODER)
 
 Mark = tuple[float, dict[str, Any]]
 """When a message came, in seconds, and the message."""
