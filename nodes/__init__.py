@@ -10,6 +10,7 @@ from .loader import TurboLoader
 from .sampling_parts import TurboSamplerSelect, TurboScheduler
 from .t2v_sampler import TurboT2VSampler
 from .vae_decode import TurboVAEDecode
+from .vae_decode_video import TurboVAEDecodeVideo
 
 __all__ = ["TurboWanExtension"]
 
@@ -24,6 +25,7 @@ class TurboWanExtension(ComfyExtension):
             TurboI2VSampler,
             TurboImageToVideo,
             TurboVAEDecode,
+            TurboVAEDecodeVideo,
             TurboScheduler,
             TurboSamplerSelect,
         ]

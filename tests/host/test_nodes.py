@@ -38,6 +38,10 @@ NODES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["CONDITIONING", "LATENT"],
     ),
     "TurboVAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"]),
+    "TurboVAEDecodeVideo": (
+        {"samples": "LATENT", "vae": "VAE", "fps": "FLOAT", "crf": "INT", "audio": "AUDIO"},
+        ["VIDEO"],
+    ),
     "TurboScheduler": ({"steps": "INT", "sigma_max": "FLOAT"}, ["SIGMAS"]),
     "TurboSamplerSelect": ({"sampler": "COMBO"}, ["SAMPLER"]),
 }  # fmt: skip
@@ -54,6 +58,8 @@ DEFAULTS = {
     ("TurboScheduler", "sigma_max"): 80.0,
     ("TurboSamplerSelect", "sampler"): "sde",
     ("TurboImageToVideo", "length"): 81,
+    ("TurboVAEDecodeVideo", "fps"): 16.0,
+    ("TurboVAEDecodeVideo", "crf"): 23,
 }
 
 
