@@ -11,9 +11,10 @@ from .commands.command import Command
 from .commands.convert import CONVERT
 from .commands.download import DOWNLOAD
 from .commands.inspect import INSPECT
+from .commands.prompts import PROMPTS
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-COMMANDS: tuple[Command, ...] = (CONVERT, INSPECT, DOWNLOAD, BENCH)
+COMMANDS: tuple[Command, ...] = (CONVERT, INSPECT, DOWNLOAD, PROMPTS, BENCH)
 
 
 def parser() -> argparse.ArgumentParser:
