@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from .commands.bench import BENCH
 from .commands.command import Command
 from .commands.convert import CONVERT
+from .commands.doctor import DOCTOR
 from .commands.download import DOWNLOAD
 from .commands.inspect import INSPECT
 from .commands.prompts import PROMPTS
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-COMMANDS: tuple[Command, ...] = (CONVERT, INSPECT, DOWNLOAD, PROMPTS, BENCH)
+COMMANDS: tuple[Command, ...] = (DOCTOR, CONVERT, INSPECT, DOWNLOAD, PROMPTS, BENCH)
 
 
 def parser() -> argparse.ArgumentParser:
