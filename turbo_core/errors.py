@@ -4,12 +4,13 @@ Every message has the form ``where: what must hold, what came; remedy``. All are
 host shows them and goes on; running out of GPU memory stays torch's own type, because hosts unload models on it.
 """
 
-from ..kernels.dispatch import BackendUnavailableError
+from ..kernels.errors import BackendUnavailableError
 
 __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConditioningError",
+    "DownloadError",
     "LatentError",
     "NonFiniteError",
     "SettingsError",
@@ -40,6 +41,10 @@ class LatentError(TurboWanError):
 
 class SettingsError(TurboWanError):
     """A setting out of its range, or one that this file or machine cannot serve."""
+
+
+class DownloadError(TurboWanError):
+    """A file cannot be had from the hub, or what came is not what the hub promised."""
 
 
 class NonFiniteError(TurboWanError):
