@@ -23,7 +23,7 @@ from typing import IO, Any
 from .errors import BackendUnavailableError, SettingsError, TurboWanError
 from .maker import Maker
 from .memory import is_out_of_memory
-from .pipeline import Request
+from .request import Request
 from .video_file import PARTIAL
 
 MANIFEST = "manifest.jsonl"

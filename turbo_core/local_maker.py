@@ -11,7 +11,8 @@ from torch import Tensor
 from .expert import NetworkSettings
 from .model_choice import Choice
 from .parameters import parameters
-from .pipeline import Pipeline, Progress, Request
+from .pipeline import Pipeline, Progress
+from .request import Request
 from .video_file import VideoFile
 from .video_size import FPS
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .pipeline import Request
+from .request import Request
 
 
 class Maker(Protocol):

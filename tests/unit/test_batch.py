@@ -13,7 +13,7 @@ from turbowan.turbo_core import batch
 from turbowan.turbo_core.batch import MANIFEST, Job, Line
 from turbowan.turbo_core.commands.batch import _READERS
 from turbowan.turbo_core.errors import LatentError, SettingsError
-from turbowan.turbo_core.pipeline import Request
+from turbowan.turbo_core.request import Request
 
 
 class FakeMaker:

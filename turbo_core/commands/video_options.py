@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..expert import NetworkSettings
     from ..maker import Maker
     from ..model_choice import Choice
-    from ..pipeline import Request
+    from ..request import Request
 
 
 def size(text: str) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def request(
     arguments: argparse.Namespace, choice: Choice, prompt: str, line: Mapping[str, Any] | None = None
 ) -> Request:
     """One video: the settings of its own line before the command's, these before the model's."""
-    from ..pipeline import Request
+    from ..request import Request
     from ..start_image import image_size
     from ..video_size import adaptive_size
 
