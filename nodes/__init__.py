@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .doctor import TurboDoctor
 from .folders import register
 from .i2v_sampler import TurboI2VSampler
 from .image_to_video import TurboImageToVideo
@@ -30,4 +31,5 @@ class TurboWanExtension(ComfyExtension):
             TurboPromptCache,
             TurboScheduler,
             TurboSamplerSelect,
+            TurboDoctor,
         ]

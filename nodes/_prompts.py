@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy.cli_args import args
 
+from ..turbo_core import demo_bundle
 from ..turbo_core.errors import ConditioningError
 from ..turbo_core.prompt_book import PromptBook, open_book
 from ..turbo_core.prompt_cache import PromptCache
 from ..turbo_core.prompt_entry import Conditioning, require_finite
 from ..turbo_core.prompt_key import is_link, prompt_key
-from .folders import BUNDLE_BOOK, PROMPT_BOOKS
+from .folders import PROMPT_BOOKS
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -86,7 +87,8 @@ def _books() -> list[PromptBook]:
     """The user's, by name, then the demo model's."""
     folders = map(Path, folder_paths.get_folder_paths(PROMPT_BOOKS))
     own = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    return [open_book(path) for path in (*own, *([BUNDLE_BOOK] if BUNDLE_BOOK.is_file() else []))]
+    demo = demo_bundle.FOLDER / demo_bundle.PROMPTS
+    return [open_book(path) for path in (*own, *([demo] if demo.is_file() else []))]
 
 
 def _cache(disk_mb: int) -> PromptCache:

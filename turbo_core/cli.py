@@ -10,13 +10,14 @@ from .commands.batch import BATCH
 from .commands.bench import BENCH
 from .commands.command import Command
 from .commands.convert import CONVERT
+from .commands.doctor import DOCTOR
 from .commands.download import DOWNLOAD
 from .commands.generate import GENERATE
 from .commands.inspect import INSPECT
 from .commands.prompts import PROMPTS
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-COMMANDS: tuple[Command, ...] = (GENERATE, BATCH, CONVERT, INSPECT, DOWNLOAD, PROMPTS, BENCH)
+COMMANDS: tuple[Command, ...] = (GENERATE, BATCH, DOWNLOAD, DOCTOR, INSPECT, CONVERT, PROMPTS, BENCH)
 
 
 def parser() -> argparse.ArgumentParser:

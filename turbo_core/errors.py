@@ -4,7 +4,7 @@ Every message has the form ``where: what must hold, what came; remedy``. All are
 host shows them and goes on; running out of GPU memory stays torch's own type, because hosts unload models on it.
 """
 
-from ..kernels.dispatch import BackendUnavailableError
+from ..kernels.errors import BackendUnavailableError
 
 __all__ = [
     "BackendUnavailableError",

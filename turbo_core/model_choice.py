@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import demo_bundle
 from .catalogue import RELEASES, TEXT_ENCODER, VAE, Folder, Release
 from .errors import SettingsError
 from .model_folders import find, search_folders, target_folder
@@ -13,7 +14,6 @@ from .pipeline import ModelFiles
 from .video_size import Size
 
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "bundle"
 DEMO_SIZE: Size = (160, 160)
 SIZE_480P: Size = (832, 480)
 SIZE_720P: Size = (1280, 720)
@@ -129,14 +129,13 @@ def locate(choice: Choice, models_dir: Path | None) -> Choice:
 
 
 def _demo(image: bool) -> Choice:
-    networks = ("I2V-high-quant.safetensors", "I2V-low-quant.safetensors") if image else ("T2V-quant.pth",)
-    network, *low = (str(DEMO_FOLDER / f"TurboWanDemo-{name}") for name in networks)
+    folder = demo_bundle.FOLDER
     return Choice(
         name=DEMO,
-        network=network,
-        low=low[0] if low else None,
-        vae=str(DEMO_FOLDER / "turbowan_demo_vae.safetensors"),
-        text_encoder=str(DEMO_FOLDER / "turbowan_demo_umt5.safetensors"),
+        network=str(folder / (demo_bundle.I2V_HIGH if image else demo_bundle.T2V)),
+        low=str(folder / demo_bundle.I2V_LOW) if image else None,
+        vae=str(folder / demo_bundle.VAE),
+        text_encoder=str(folder / demo_bundle.TEXT_ENCODER),
         size=DEMO_SIZE,
     )
 
@@ -180,7 +179,7 @@ def _missing(choice: Choice, missing: list[tuple[Folder, str]], models_dir: Path
     if choice.name == DEMO:
         names = ", ".join(Path(name).name for _, name in missing)
         return (
-            f"model: the demo model must lie in {DEMO_FOLDER}, {names} is not there; clone the repository, which "
+            f"model: the demo model must lie in {demo_bundle.FOLDER}, {names} is not there; clone the repository, which "
             "carries it, or choose a released model with --model"
         )
     names = ", ".join(f"{folder}/{name}" for folder, name in missing)

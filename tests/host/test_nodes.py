@@ -41,6 +41,7 @@ NODES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "TurboPromptCache": ({"text": "STRING", "clip": "CLIP", "disk_mb": "INT"}, ["CONDITIONING"]),
     "TurboScheduler": ({"steps": "INT", "sigma_max": "FLOAT"}, ["SIGMAS"]),
     "TurboSamplerSelect": ({"sampler": "COMBO"}, ["SAMPLER"]),
+    "TurboDoctor": ({}, ["STRING"]),
 }  # fmt: skip
 DEFAULTS = {
     ("TurboLoader", "attention"): "auto",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from turbowan.turbo_core import model_choice
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.catalogue import RELEASES, TEXT_ENCODER, VAE
 from turbowan.turbo_core.errors import SettingsError
 from turbowan.turbo_core.model_choice import Named, choose, locate
@@ -27,7 +27,7 @@ def put(models: Path, *names: str) -> None:
 
 
 def test_without_a_name_the_demo_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(model_choice, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(demo_bundle, "FOLDER", tmp_path)
     text, image = (choose(None, Named(), image=image) for image in (False, True))
     assert (Path(text.network).name, text.low) == ("TurboWanDemo-T2V-quant.pth", None)
     assert Path(image.network).name == "TurboWanDemo-I2V-high-quant.safetensors"

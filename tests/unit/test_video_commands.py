@@ -16,7 +16,7 @@ import tiny_models
 from PIL import Image
 from tiny_models import TinyModels
 
-from turbowan.turbo_core import cli, model_choice
+from turbowan.turbo_core import cli, demo_bundle
 from turbowan.turbo_core.video_file import read_comment
 
 pytest.importorskip("transformers")
@@ -35,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 @pytest.fixture
 def demo(models: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The tiny models as the demo bundle; the working folder."""
-    monkeypatch.setattr(model_choice, "DEMO_FOLDER", models.t2v.parent)
+    monkeypatch.setattr(demo_bundle, "FOLDER", models.t2v.parent)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
