@@ -85,9 +85,10 @@ def test_the_latents_get_wans_statistics_and_the_decode_stays(vae, generator):
 
 def test_training_learns_resumes_and_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("turbowan.demo.stage.TELL_SECONDS", 0)
+    monkeypatch.setattr("turbowan.demo.train_vae.STILL_STEPS", LOOK)
     monkeypatch.setattr("turbowan.demo.export_vae.SIZES", ((5, 32),))
     state, out = tmp_path / "vae.safetensors", tmp_path / "demo_vae.safetensors"
-    settings = Settings(state=state, steps=3 * LOOK, minutes=0, rate=2e-3, warmup=10, device="cpu")
+    settings = Settings(state=state, steps=3 * LOOK, minutes=0, rate=1e-3, warmup=10, device="cpu")
     for _ in range(3):
         stage = train(settings, width=4, shapes=TOY, pool=8)
     assert stage.step == settings.steps
