@@ -1,4 +1,4 @@
-"""Patchers and VAEs in want of memory, and a report of what is loaded."""
+"""Patchers and VAEs in want of memory, a VAE of another kind, and a report of what is loaded."""
 
 from __future__ import annotations
 
@@ -145,8 +145,34 @@ class TestFullVAE:
         return (full,)
 
 
+class TestImageVAE:
+    """A VAE that is not Wan's: images of noise, at once, of any size."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        size = ("INT", {"default": 64, "min": 1, "max": 1 << 16})
+        return {"required": {"frames": size, "height": size, "width": size, "channels": size}}
+
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "make"
+    CATEGORY = CATEGORY
+
+    def make(self, frames: int, height: int, width: int, channels: int) -> tuple:
+        return (_NoiseVAE((frames, height, width, channels)),)
+
+
+class _NoiseVAE:
+    first_stage_model = None
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return torch.rand(self.shape, generator=torch.Generator().manual_seed(0))
+
+
 def _run_out(*args: Any) -> None:
     raise torch.OutOfMemoryError("Allocation on device")
 
 
-NODES = (TestPatcher, TestMemory, TestFileReads, TestFullVAE)
+NODES = (TestPatcher, TestMemory, TestFileReads, TestFullVAE, TestImageVAE)
