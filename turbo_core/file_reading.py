@@ -29,7 +29,7 @@ from .weight_file import DOWNLOAD_AGAIN
 
 log = logging.getLogger("turbowan")
 
-CHUNK = 8 << 20  # bytes of one read; half the time of a smaller one goes into starting it
+CHUNK = 8 << 20  # bytes of one read
 BUFFERS = 16  # 128 MiB of pinned memory, which torch keeps for the next load
 THREADS = 8
 
