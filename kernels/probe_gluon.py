@@ -11,6 +11,8 @@ from .int8_heads import quantize_queries
 from .key_pass import key_pass_ref
 from .sla_gluon import attend_gluon
 from .sla_triton import BOUND_RANGE
+from .text_attention import row_squares_ref, text_attention_ref
+from .text_attention_gluon import text_attention_gluon
 
 
 def run_probe(device: torch.device) -> None:
@@ -41,6 +43,12 @@ def run_attention_probe(device: torch.device) -> None:
     off = float((QuantizedActivations(codes, scale).dequantize(torch.float32) - expected.flatten(2)[0]).abs().max())
     if not off < 0.05:  # NaN fails too
         raise RuntimeError(f"the sparse attention is off by up to {off}")
+    repeats = torch.ones(1, dtype=torch.int32, device=device)
+    text_attention_gluon(q, k, v, 1e-6, repeats, row_squares_ref(q), codes, scale)
+    expected = text_attention_ref(q.float(), k, v, 1e-6)
+    off = float((QuantizedActivations(codes, scale).dequantize(torch.float32) - expected.flatten(2)[0]).abs().max())
+    if not off < 0.05:
+        raise RuntimeError(f"the cross-attention is off by up to {off}")
 
 
 def run_vae_probe(device: torch.device) -> None:
