@@ -12,6 +12,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from .hopper_gluon import load_tile, store_tile
+
 # 1.5·2^23: adding it leaves an integer of magnitude < 2^22 in the low bits of an fp32, rounded to nearest even.
 _ROUND_MAGIC = gl.constexpr(12582912.0)
 _CODE_MAX = gl.constexpr(12582912.0 + 127.0)
@@ -32,7 +34,7 @@ def fetch_residual(x_desc, x_arrived, y_tile, m_block, n_block):
     columns: gl.constexpr = x_desc.block_shape[1]
     tma.store_wait(0)  # the last tile has left the room
     mbarrier.expect(x_arrived, rows * columns * 2)
-    tma.async_copy_global_to_shared(x_desc, [m_block * rows, n_block * columns], x_arrived, y_tile)
+    load_tile(x_desc, [m_block * rows, n_block * columns], x_arrived, y_tile)
 
 
 @gluon.jit
@@ -72,4 +74,4 @@ def finish_tile(
             written = y.to(gl.float32)
             gl.store(parts, gl.sum(written * written, axis=1), mask=row < M)
     fence_async_shared()
-    tma.async_copy_shared_to_global(y_desc, [m_block * rows, n_block * columns], y_tile)
+    store_tile(y_desc, [m_block * rows, n_block * columns], y_tile)

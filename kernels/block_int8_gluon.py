@@ -25,6 +25,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .block_int8_finish_gluon import fetch_residual, finish_tile
 from .dispatch import multiprocessors
+from .hopper_gluon import barrier, load_tile
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -91,12 +92,10 @@ def _copy_tiles(
             mbarrier.wait(free.index(stage), phase)
             arrived = ready.index(stage)
             mbarrier.expect(arrived, (GROUPS * rows + columns) * depth)
-            tma.async_copy_global_to_shared(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
+            load_tile(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
             for group in gl.static_range(GROUPS):
                 first = (m_block * GROUPS + group) * rows
-                tma.async_copy_global_to_shared(
-                    a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group)
-                )
+                load_tile(a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group))
             stage, phase = _next_stage(stage, phase, STAGES)
         band, index = _next_tile(band, index, band_step, index_step, band_tiles)
 
@@ -174,7 +173,7 @@ def _multiply_tiles(
             x_phase ^= 1
             if (x_block == 0) & more:
                 fetch_residual(x_desc, x_arrived, y_tile, m_block, n_block)
-        gl.thread_barrier()
+        barrier()
         for k_block in range(1, gl.where(more, k_blocks, 1)):
             if RESIDUAL:  # noqa: SIM102 - decided when it is compiled
                 if k_block == x_block:
@@ -189,9 +188,9 @@ def _multiply_tiles(
             )
             # The last stage is given back once all four warps have read it. The second barrier replaces one that
             # Triton would put before the next wait, where no product is under way.
-            gl.thread_barrier()
+            barrier()
             mbarrier.arrive(free.index(read_stage))
-            gl.thread_barrier()
+            barrier()
             read_stage += 1
             if read_stage == STAGES:
                 read_stage = 0
@@ -203,12 +202,13 @@ def _multiply_tiles(
             stage, phase = _next_stage(stage, phase, STAGES)
             product = warpgroup_mma_wait(0, deps=[product])
             total += product.to(gl.float32) * scale[:, None]
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(free.index(read_stage), pred=more)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["M", "a_scale_stride", "parts_stride"])
+# A sample's scales begin wherever the sample before it ends.
+@gluon.jit(do_not_specialize=["M", "a_scale_stride", "parts_stride"], do_not_specialize_on_alignment=["a_scale_ptr"])
 def _linear_kernel(
     a_desc,  # int8 [M, K], blocks of 64×128
     w_desc,  # int8 [N, K], blocks of 128×128
@@ -327,7 +327,7 @@ def _launch(
     (m, k), n = a.codes.shape, w.shape[0]
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
     quantize = y.dtype == torch.int8
-    y_desc = _descriptor(y, GROUP_ROWS)
+    y_desc, w_scale = _descriptor(y, GROUP_ROWS), w.scale.contiguous()
     tiles = triton.cdiv(m, GROUPS * GROUP_ROWS) * triton.cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
         _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
@@ -336,10 +336,10 @@ def _launch(
             y_desc,
             y_desc if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
             a.scale,
-            w.scale.contiguous(),
+            w_scale,
             y if bias is None else bias,
-            a.scale if gate is None else gate,
-            a.scale if parts is None else parts,
+            w_scale if gate is None else gate,
+            w_scale if parts is None else parts,
             m,
             n,
             k,
