@@ -28,10 +28,11 @@ VIEWS_GROW = gl.constexpr(not hasattr(gl, "barrier"))  # whether a view may go o
 
 
 @builtin
-def view(memory, shape, layout, _semantic=None):
-    """Shared memory from where ``memory`` starts, in another shape of the same type."""
+def view(memory, shape, layout, dtype=None, _semantic=None):
+    """Shared memory from where ``memory`` starts, in another shape, of the same type or ``dtype``."""
     shape = [_unwrap_if_constexpr(side) for side in _unwrap_if_constexpr(shape)]
-    return _semantic.memdesc_reinterpret(memory, memory.dtype, shape, _unwrap_if_constexpr(layout))
+    dtype = memory.dtype if dtype is None else _unwrap_if_constexpr(dtype)
+    return _semantic.memdesc_reinterpret(memory, dtype, shape, _unwrap_if_constexpr(layout))
 
 
 @gluon.jit
