@@ -26,9 +26,9 @@ LINEAR_GROUP_M = 8
 
 
 @triton.jit
-def round_even(x):
-    """To the nearest integer, ties to even, for magnitudes below 2^22."""
-    return (x + ROUND_MAGIC) - ROUND_MAGIC
+def round_to_codes(x):
+    """Int8 codes of x, whose magnitude is at most 127: to the nearest integer, ties to even, the sum's low byte."""
+    return (x + ROUND_MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
