@@ -34,7 +34,7 @@ from pathlib import Path
 import av
 import torch
 
-from turbowan.benchmarks import random_vae, released_files, synthetic
+from turbowan.benchmarks import loading, random_vae, released_files, synthetic
 from turbowan.benchmarks.prompt_stages import DECODER, IMAGE_DECODER, SAMPLER, Mark, stage_seconds
 from turbowan.benchmarks.released_files import CHECKPOINT, VAE
 from turbowan.benchmarks.request import Size, size_argument
@@ -71,6 +71,7 @@ class Plan:
     steps: int
     cpu: bool
     flags: tuple[str, ...]
+    uncached: bool = False
     texture: float = random_vae.TEXTURE
 
 
@@ -230,6 +231,8 @@ def run_prompts(plan: Plan, base: Path, passes: Sequence[str]) -> Iterator[tuple
     size = checkpoint.stat().st_size
     written = time.perf_counter()
     print(f"checkpoint {size / GIB:.2f} GiB and VAE written in {written - started:.1f} s", flush=True)
+    if plan.uncached:
+        loading.forget(checkpoint)
     with Host(plan, base) as host:
         print(f"ComfyUI answers after {time.perf_counter() - written:.1f} s", flush=True)
         client = ComfyClient(host.url)
@@ -252,11 +255,15 @@ def parse() -> tuple[Plan, Path | None]:
     )
     parser.add_argument("--keep", type=Path, help="a folder for the host's log and the last MP4")
     parser.add_argument("--flag", action="append", default=[], help="a start option of ComfyUI, as --flag=--lowvram")
+    parser.add_argument(
+        "--uncached", action="store_true", help="the model file is not in the page cache when it starts"
+    )
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with the tiny model at 160x96x9")
     arguments = parser.parse_args()
     plan = Plan(
         comfy=arguments.comfy.resolve(), python=arguments.python, model=arguments.model, size=arguments.size,
-        steps=arguments.steps, cpu=False, flags=tuple(arguments.flag), texture=arguments.texture,
+        steps=arguments.steps, cpu=False, flags=tuple(arguments.flag), uncached=arguments.uncached,
+        texture=arguments.texture,
     )  # fmt: skip
     if arguments.dry_run:
         plan = dataclasses.replace(plan, model="tiny", size=(160, 96, 9), cpu=True)

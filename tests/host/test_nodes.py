@@ -42,8 +42,10 @@ NODES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"samples": "LATENT", "vae": "VAE", "fps": "FLOAT", "crf": "INT", "audio": "AUDIO"},
         ["VIDEO"],
     ),
+    "TurboPromptCache": ({"text": "STRING", "clip": "CLIP", "disk_mb": "INT"}, ["CONDITIONING"]),
     "TurboScheduler": ({"steps": "INT", "sigma_max": "FLOAT"}, ["SIGMAS"]),
     "TurboSamplerSelect": ({"sampler": "COMBO"}, ["SAMPLER"]),
+    "TurboDoctor": ({}, ["STRING"]),
 }  # fmt: skip
 DEFAULTS = {
     ("TurboLoader", "attention"): "auto",
@@ -60,6 +62,7 @@ DEFAULTS = {
     ("TurboImageToVideo", "length"): 81,
     ("TurboVAEDecodeVideo", "fps"): 16.0,
     ("TurboVAEDecodeVideo", "crf"): 23,
+    ("TurboPromptCache", "disk_mb"): 1024,
 }
 
 

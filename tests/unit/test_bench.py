@@ -37,6 +37,7 @@ from turbowan.benchmarks.request import Request, parse_size, size_argument, size
 from turbowan.benchmarks.timing import Timing
 from turbowan.turbo_core import cli, vae, vae_weights
 from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.commands import bench
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.errors import SettingsError
 from turbowan.turbo_core.model import TurboWan
@@ -152,7 +153,9 @@ def test_new_rows_replace_their_namesakes_and_keep_the_order() -> None:
     new = dataclasses.replace(REPORT, rows=(dataclasses.replace(ROW, ms=90.0),))
     both = report.merged(old, new)
     assert [(row.name, row.ms) for row in both.rows] == [("other", 100.0), ("1.3b int8", 90.0)]
-    assert both.date == "2026-11-24"
+    assert [row.date for row in both.rows] == ["2026-11-23", "2026-11-24"]
+    assert (both.date, report.dates(both.rows)) == ("2026-11-24", "2026-11-23 to 2026-11-24")
+    assert [row.date for row in report.merged(both, new).rows] == ["2026-11-23", "2026-11-24"]
     with pytest.raises(ReportError, match="one GPU"):
         report.merged(dataclasses.replace(old, gpu="H"), new)
 
@@ -332,7 +335,7 @@ def test_a_row_names_the_command_that_measures_it_again() -> None:
 
 def test_stages_run_in_order_and_block_with_step() -> None:
     assert suite.stages(Request(stages=("prompt", "step", "block", "kernel"))) == ["kernel", "step", "prompt"]
-    assert cli.BENCH_STAGES == report.STAGES
+    assert bench.STAGES == report.STAGES
 
 
 def test_a_change_of_pace_between_neighbours_is_a_cliff() -> None:
@@ -366,10 +369,10 @@ class TestPlots:
         second = dataclasses.replace(ROW, peer="native", peer_ms=600.0)
         kernel = dataclasses.replace(ROW, stage="kernel")
         alone = dataclasses.replace(ROW, name="bare int8", peer=None, peer_ms=None)
-        (group,) = plot.groups([kernel, ROW, second, alone], "int8")
+        (group,) = plot.groups(plot.headlines([kernel, ROW, second, alone], "int8"))
         assert group.title == "1.3b int8, one step"
         assert (group.ours, group.floor, group.peers) == (100.0, 85.0, (("upstream", 340.0), ("native", 600.0)))
-        assert plot.groups([ROW], "bf16") == []
+        assert plot.headlines([ROW], "bf16") == []
 
     def test_a_report_becomes_a_picture(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source, target = tmp_path / "r.json", tmp_path / "out" / "r.png"
@@ -432,6 +435,6 @@ class TestCommand:
         def missing(module: str) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-        monkeypatch.setattr(cli.importlib, "import_module", missing)
+        monkeypatch.setattr(bench.importlib, "import_module", missing)
         assert cli.main(["bench"]) == 1
         assert "clone the repository" in capsys.readouterr().err
