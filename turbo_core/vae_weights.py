@@ -23,12 +23,14 @@ def from_tensors(
     assign: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    direction: Direction | None = None,
 ) -> WanVAE:
     """A VAE over ``tensors`` as they are (no copy), or over copies where ``assign`` is off.
 
     ``device`` and ``dtype`` convert what lies elsewhere or in another type; only those tensors are copied.
+    With a ``direction`` the other one's weights stay on the meta device.
     """
-    return fill(shaped_like(tensors), tensors, assign=assign, device=device, dtype=dtype)
+    return fill(shaped_like(tensors), tensors, assign=assign, device=device, dtype=dtype, direction=direction)
 
 
 def fill(
@@ -40,10 +42,7 @@ def fill(
     dtype: torch.dtype | None = None,
     direction: Direction | None = None,
 ) -> WanVAE:
-    """``vae`` over ``tensors``, of which ``shaped_like`` made it; options as in ``from_tensors``.
-
-    With a ``direction`` the other one's weights stay on the meta device.
-    """
+    """``vae`` over ``tensors``, of which ``shaped_like`` made it; options as in ``from_tensors``."""
     _check_names(vae.state_dict(), tensors)
     other = OTHER_PART[direction]
     converted = {
