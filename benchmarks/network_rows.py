@@ -68,6 +68,8 @@ def _agree(networks: Sequence[Contestant], inputs: tuple[Tensor, ...]) -> None:
     first: dict[bool, tuple[str, Tensor]] = {}
     for network in sorted(networks, key=lambda network: "bf16" not in network.name):
         network.prepare()
+        if network.row is not None:
+            network.net.compile_ahead(*inputs)  # in parallel; a first call would compile one kernel after another
         out = network.forward(*inputs).float()
         if not torch.isfinite(out).all():
             raise SystemExit(f"{network.name}: the output must be finite; nothing is timed")

@@ -121,7 +121,7 @@ def measure(net: TurboWan, axis: str, label: str, shape: Shape, mode: str, rates
     net.attention = AttentionSettings(mode=mode, topk=shape.ratio)
     results = sampler(net, shape)
     first = elapsed_ms(lambda: next(results))
-    timing = interleaved({label: lambda: next(results)}, 2)[label]
+    timing = interleaved({label: lambda: next(results)}, 2, warm=True)[label]
     per_sample = floors.step(net.config, floors.tokens_of(shape.size), bits=8, mode=mode, topk=shape.ratio)
     return Point(
         axis=axis,
@@ -162,20 +162,20 @@ def main() -> None:
     dit_step.check_kernels(device)
     rates = ceilings.of_gpu(torch.cuda.get_device_name(), **ceilings.measure(device))
     row = next(row for row in dit_step.ROWS if row.name == arguments.row)
-    points = []
-    for point in sweep(build(synthetic.MODELS[arguments.model], row), arguments.axes, row.mode, rates):
-        points.append(point)
-        print(line(point), flush=True)
     found = {
         "gpu": torch.cuda.get_device_name(),
         "versions": suite.versions(),
         "date": datetime.date.today().isoformat(),
         "model": arguments.model,
         "row": row.name,
-        "points": [asdict(point) for point in points],
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    points: list[Point] = []
+    for point in sweep(build(synthetic.MODELS[arguments.model], row), arguments.axes, row.mode, rates):
+        points.append(point)
+        print(line(point), flush=True)
+        written = found | {"points": [asdict(point) for point in points]}  # after every point: a later one may fail
+        arguments.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(f"{len(points)} points, {sum(bool(point.cliffs) for point in points)} cliffs")
 
 

@@ -27,6 +27,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .dispatch import multiprocessors
+from .hopper_gluon import load_tile, store_tile
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -75,12 +76,10 @@ def _copy_tiles(
             mbarrier.wait(free.index(stage), phase)
             arrived = ready.index(stage)
             mbarrier.expect(arrived, (GROUPS * rows + columns) * depth)
-            tma.async_copy_global_to_shared(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
+            load_tile(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
             for group in gl.static_range(GROUPS):
                 first = (m_block * GROUPS + group) * rows
-                tma.async_copy_global_to_shared(
-                    a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group)
-                )
+                load_tile(a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group))
             stage, phase = _next_stage(stage, phase, STAGES)
 
 
@@ -141,7 +140,7 @@ def _multiply_tiles(
         tma.store_wait(0)  # the last tile has left y_tile
         if RESIDUAL:
             mbarrier.expect(x_arrived, rows_a_group * width * 2)
-            tma.async_copy_global_to_shared(x_desc, [first, n_block * width], x_arrived, y_tile)
+            load_tile(x_desc, [first, n_block * width], x_arrived, y_tile)
             mbarrier.wait(x_arrived, x_phase)
             x_phase ^= 1
             if GATE:
@@ -156,11 +155,12 @@ def _multiply_tiles(
         else:
             y_tile.store(total.to(y_tile.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(y_desc, [first, n_block * width], y_tile)
+        store_tile(y_desc, [first, n_block * width], y_tile)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["M", "a_scale_stride", "y_scale_stride"])
+# A sample's scales begin wherever the sample before it ends.
+@gluon.jit(do_not_specialize=["M", "a_scale_stride", "y_scale_stride"], do_not_specialize_on_alignment=["a_scale_ptr"])
 def _linear_kernel(
     a_desc,  # int8 [M, K], blocks of 64×128
     w_desc,  # int8 [N, K], blocks of 128×128
@@ -275,7 +275,7 @@ def _launch(
 ) -> None:
     (m, k), n = a.codes.shape, w.shape[0]
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
-    y_desc = _descriptor(y, GROUP_ROWS)
+    y_desc, w_scale = _descriptor(y, GROUP_ROWS), w.scale.contiguous()
     tiles = triton.cdiv(m, GROUPS * GROUP_ROWS) * triton.cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
         _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
@@ -284,10 +284,10 @@ def _launch(
             y_desc,
             y_desc if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
             a.scale,
-            w.scale.contiguous(),
+            w_scale,
             y if bias is None else bias,
-            a.scale if gate is None else gate,
-            a.scale if y_scale is None else y_scale,
+            w_scale if gate is None else gate,
+            w_scale if y_scale is None else y_scale,
             m,
             n,
             k,

@@ -1,4 +1,4 @@
-"""What the VAE's Gluon kernels for Hopper share: the shape of their tiles, and Gluon's names by Triton version.
+"""Gluon's names by Triton version, and what the VAE's kernels for Hopper share: the shape of their tiles.
 
 A program has one warp that copies by TMA and two warpgroups that multiply, each into three accumulators of 64 rows
 (output channels) by 128 columns (8 x 16 positions). A stage of the pipeline holds ``BLOCK_K`` input channels of

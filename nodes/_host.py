@@ -26,6 +26,7 @@ from ..turbo_core.config import WanConfig
 from ..turbo_core.errors import BackendUnavailableError, CheckpointError, SettingsError
 from ..turbo_core.native_names import is_block_linear_weight
 from . import _file_slices, _layout
+from ._file_weights import FileWeights
 from ._model import TurboWanBase, TurboWanSupported
 from ._operations import HostOperations, progress_bar, throw_if_interrupted
 from ._patcher import make_patcher
@@ -78,6 +79,7 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     converted = _converted(tensors, dtype)
     _file_slices.mark(converted.values(), source.spans)
     network.load(converted)
+    model.file_weights = FileWeights(model, source.spans, source.path)
     network.attention = chosen
     if settings.precision == "exact":
         network.set_activation_rows(PUBLISHED_ROWS)

@@ -39,6 +39,10 @@ NODES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["CONDITIONING", "LATENT"],
     ),
     "TurboVAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"]),
+    "TurboVAEDecodeVideo": (
+        {"samples": "LATENT", "vae": "VAE", "fps": "FLOAT", "crf": "INT", "audio": "AUDIO"},
+        ["VIDEO"],
+    ),
     "TurboPromptCache": ({"text": "STRING", "clip": "CLIP", "disk_mb": "INT"}, ["CONDITIONING"]),
     "TurboScheduler": ({"steps": "INT", "sigma_max": "FLOAT"}, ["SIGMAS"]),
     "TurboSamplerSelect": ({"sampler": "COMBO"}, ["SAMPLER"]),
@@ -57,6 +61,8 @@ DEFAULTS = {
     ("TurboScheduler", "sigma_max"): 80.0,
     ("TurboSamplerSelect", "sampler"): "sde",
     ("TurboImageToVideo", "length"): 81,
+    ("TurboVAEDecodeVideo", "fps"): 16.0,
+    ("TurboVAEDecodeVideo", "crf"): 23,
     ("TurboPromptCache", "disk_mb"): 1024,
 }
 
