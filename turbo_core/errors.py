@@ -13,6 +13,7 @@ __all__ = [
     "DownloadError",
     "LatentError",
     "NonFiniteError",
+    "ServerError",
     "SettingsError",
     "TurboWanError",
     "UnsupportedModelError",
@@ -37,6 +38,10 @@ class ConditioningError(TurboWanError):
 
 class LatentError(TurboWanError):
     """A latent or image whose size the model cannot take."""
+
+
+class ServerError(TurboWanError):
+    """A ComfyUI elsewhere cannot be reached, or cannot or did not make the video."""
 
 
 class SettingsError(TurboWanError):
