@@ -49,7 +49,7 @@ def ask(probe: Probe, surroundings: Surroundings) -> list[Finding]:
         try:
             for finding in probe.look(surroundings):
                 found.append(finding)
-        except Exception as failure:
+        except Exception as failure:  # whatever a machine answers, the doctor goes on
             log.debug("doctor: %s", probe.topic, exc_info=True)
             text = f"could not be examined: {type(failure).__name__}: {failure}"
             found.append(warn(probe.topic, text, "report this with the lines above"))
