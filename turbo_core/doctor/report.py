@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import comfyui, files, gpu, kernels, system
 from .finding import LEVELS, Finding, Probe, Surroundings, warn
 
 log = logging.getLogger("turbowan")
+
+PACK = Path(__file__).parents[2]
 
 PROBES = (
     Probe(topic="python", look=system.python),
@@ -72,6 +77,8 @@ def as_text(findings: Sequence[Finding]) -> str:
         if finding.remedy:
             lines.append(f"       {'':<13}  -> {finding.remedy}")
     counts = ", ".join(f"{sum(f.level == level for f in findings)} {level}" for level in LEVELS)
+    if any("`turbowan " in finding.remedy for finding in findings) and shutil.which("turbowan") is None:
+        lines += ["", f'turbowan is not on the PATH; the same command: "{sys.executable}" "{PACK}"']
     return "\n".join([*lines, "", f"TurboWan doctor: {counts}"])
 
 
