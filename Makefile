@@ -18,7 +18,7 @@ test: lint unit hosts
 $(READY): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[core,test]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[core,standalone,test]'
 	touch $@
 
 lint: $(READY)

@@ -1,6 +1,6 @@
 """Writes the shipped workflows: one description of each graph → UI format, API format and a thumbnail.
 
-`python workflows/build.py` needs Pillow; users never run it.
+`python workflows/build.py` needs Pillow and the installed pack; users never run it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from turbowan.turbo_core.catalogue import RELEASES, TEXT_ENCODER, HubFile
+from turbowan.turbo_core.catalogue import VAE as DECODER
+
 HERE = Path(__file__).resolve().parent
 SEED_CONTROL = "randomize"  # a second widget value that the frontend keeps after every seed
 THUMBNAIL_WIDTH = 640
@@ -21,20 +24,10 @@ OURS = "Turbo"  # begins the ids of this pack's nodes
 
 PACK, CORE = "comfyui-turbowan", "comfy-core"  # in the Comfy Registry
 
-HUB = "https://huggingface.co"
-T2V = "TurboWan2.1-T2V-1.3B-480P-quant.pth"
-I2V_HIGH, I2V_LOW = (f"TurboWan2.2-I2V-A14B-{expert}-720P-quant.pth" for expert in ("high", "low"))
-ENCODER, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
-I2V_REPOSITORY = "TurboDiffusion/TurboWan2.2-I2V-A14B-720P"
-REPACKAGED = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
-# file → folder in models, repository, folder in the repository
-FILES: dict[str, tuple[str, str, str]] = {
-    T2V: ("diffusion_models", "TurboDiffusion/TurboWan2.1-T2V-1.3B-480P", ""),
-    I2V_HIGH: ("diffusion_models", I2V_REPOSITORY, ""),
-    I2V_LOW: ("diffusion_models", I2V_REPOSITORY, ""),
-    ENCODER: ("text_encoders", REPACKAGED, "split_files/text_encoders"),
-    VAE: ("vae", REPACKAGED, "split_files/vae"),
-}
+QUANTIZED = {file.name: file for release in RELEASES.values() for file in release.files()}
+(T2V,) = (file.name for file in RELEASES["t2v-1.3b"].network())
+I2V_HIGH, I2V_LOW = (file.name for file in RELEASES["i2v-a14b"].network())
+ENCODER, VAE = TEXT_ENCODER.name, DECODER.name
 
 # class → sockets in the order of its schema, as (name, type)
 INPUTS: dict[str, list[tuple[str, str]]] = {
@@ -181,21 +174,14 @@ def video(corner: tuple[int, int], prefix: str) -> Graph:
 
 
 def note(box: tuple[int, int, int, int], title: str, files: list[str], text: str) -> Node:
-    lines = [f"- `models/{FILES[file][0]}`: [{file}]({_page(file)})" for file in [*files, ENCODER, VAE]]
+    needed = (QUANTIZED[file] for file in [*files, ENCODER, VAE])
+    lines = [f"- `models/{file.folder}`: [{file.name}]({file.page})" for file in needed]
     return Node("MarkdownNote", box, {"text": "\n".join([f"## {title}", "", "Files:", *lines, "", text])}, title="Note")
 
 
-def _page(file: str) -> str:
-    """Where a reader sees the file among its repository's others."""
-    _, repository, folder = FILES[file]
-    return f"{HUB}/{repository}/tree/main/{folder}" if folder else f"{HUB}/{repository}"
-
-
-def _download(file: str) -> dict[str, str]:
+def _download(file: HubFile) -> dict[str, str]:
     """The file as ComfyUI's missing-model dialog wants it."""
-    directory, repository, folder = FILES[file]
-    path = f"{folder}/{file}" if folder else file
-    return {"name": file, "url": f"{HUB}/{repository}/resolve/main/{path}", "directory": directory}
+    return {"name": file.name, "url": file.url, "directory": file.folder}
 
 
 def to_ui(graph: Graph) -> dict[str, Any]:
@@ -263,7 +249,7 @@ def _ui_node(node: Node, number: int, links: list[list[Any]]) -> dict[str, Any]:
 def _properties(node: Node) -> dict[str, Any]:
     if node.kind in FRONTEND_ONLY:
         return {}
-    models = [_download(value) for value in node.widgets.values() if value in FILES]
+    models = [_download(QUANTIZED[value]) for value in node.widgets.values() if value in QUANTIZED]
     return {
         "cnr_id": PACK if node.kind.startswith(OURS) else CORE,
         "Node name for S&R": node.kind,

@@ -36,6 +36,7 @@ from turbowan.benchmarks.request import Request, parse_size, size_argument, size
 from turbowan.benchmarks.timing import Timing
 from turbowan.turbo_core import cli, vae, vae_weights
 from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.commands import bench
 from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.errors import SettingsError
 from turbowan.turbo_core.model import TurboWan
@@ -318,7 +319,7 @@ def test_a_row_names_the_command_that_measures_it_again() -> None:
 
 def test_stages_run_in_order_and_block_with_step() -> None:
     assert suite.stages(Request(stages=("prompt", "step", "block", "kernel"))) == ["kernel", "step", "prompt"]
-    assert cli.BENCH_STAGES == report.STAGES
+    assert bench.STAGES == report.STAGES
 
 
 def test_a_change_of_pace_between_neighbours_is_a_cliff() -> None:
@@ -418,6 +419,6 @@ class TestCommand:
         def missing(module: str) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-        monkeypatch.setattr(cli.importlib, "import_module", missing)
+        monkeypatch.setattr(bench.importlib, "import_module", missing)
         assert cli.main(["bench"]) == 1
         assert "clone the repository" in capsys.readouterr().err
