@@ -1,0 +1,170 @@
+"""The Wan 2.1 VAE as a differentiable function of a whole clip, over the parameters of `turbo_core.vae.WanVAE`.
+
+Causal convolutions see zeros before the clip. In time the first frame stands apart: it is neither halved nor doubled,
+
+    down(x)_0 = x_0,   down(x)_j = conv(x_{2j-2}, x_{2j-1}, x_{2j})
+    up(x)_0   = x_0,   up(x)_{2j-1}, up(x)_{2j} = conv(x_{j-2}, x_{j-1}, x_j),  with x_0 and what lies before it zero
+
+which is what the frame-by-frame loop of inference gives; here a clip is one pass. Activations have the type of the
+input, products by cuDNN, parameters stay in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from turbowan.kernels.vae_norm import LENGTH_FLOOR
+from turbowan.turbo_core.vae import LATENT_CHANNELS, VAEConfig, WanVAE
+from turbowan.turbo_core.vae_layers import (
+    TIME,
+    AttentionBlock,
+    CausalConv3d,
+    Conv,
+    Downsample,
+    Head,
+    ResidualBlock,
+    RMSNorm,
+    Upsample,
+)
+
+RESIDUAL_GAIN = 0.3  # of what a block adds when the training begins
+LOG_VARIANCE = -4.0  # of the latents when the training begins
+
+
+def new_vae(width: int, generator: torch.Generator) -> WanVAE:
+    """A VAE to be trained. At first it treats each frame alone: the taps on frames behind are zero."""
+    vae = WanVAE(VAEConfig(width=width)).requires_grad_(True)
+    for module in vae.modules():
+        if isinstance(module, RMSNorm):
+            nn.init.ones_(module.gamma)
+        elif isinstance(module, (CausalConv3d, Conv)):
+            _init_conv(module, generator)
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, ResidualBlock):
+                module.residual["6"].weight.mul_(RESIDUAL_GAIN)
+            elif isinstance(module, (Upsample, Downsample)) and module.temporal:
+                _copy_now(module.time_conv, copies=2 if isinstance(module, Upsample) else 1)
+            elif isinstance(module, AttentionBlock):
+                module.proj.weight.mul_(RESIDUAL_GAIN)
+        vae.conv1.weight[LATENT_CHANNELS:] = 0
+        vae.conv1.bias[LATENT_CHANNELS:] = LOG_VARIANCE
+    return vae
+
+
+@torch.no_grad()
+def _init_conv(conv: CausalConv3d | Conv, generator: torch.Generator) -> None:
+    weight = conv.weight
+    now = weight[:, :, -1:] if isinstance(conv, CausalConv3d) else weight
+    fan_in = now[0].numel()
+    weight.zero_()
+    now.copy_(torch.randn(now.shape, generator=generator) * fan_in**-0.5)
+    nn.init.zeros_(conv.bias)
+
+
+def _copy_now(conv: CausalConv3d, copies: int) -> None:
+    """Make each output frame the newest frame that the convolution sees."""
+    conv.weight.zero_()
+    conv.weight[:, :, -1, 0, 0] = torch.eye(conv.c_in).repeat(copies, 1)
+
+
+def encode(vae: WanVAE, x_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and logarithm of the variance of the latents, [B, 16, n+1, H/8, W/8] in fp32, of 4n+1 frames."""
+    encoder = vae.encoder
+    x = _layers(encoder.downsamples, _causal(encoder.conv1, x_BCTHW))
+    x = _head(encoder.head, _layers(encoder.middle, x))
+    mean, log_variance = _conv(vae.conv1, x).float().split(LATENT_CHANNELS, 1)
+    return mean, log_variance
+
+
+def decode(vae: WanVAE, z_BCTHW: Tensor) -> Tensor:
+    """Frames [B, 3, 4T-3, 8H, 8W] of latents."""
+    decoder = vae.decoder
+    x = _layers(decoder.middle, _causal(decoder.conv1, _conv(vae.conv2, z_BCTHW)))
+    return _head(decoder.head, _layers(decoder.upsamples, x))
+
+
+def _layers(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    steps = {ResidualBlock: _residual, AttentionBlock: _attention, Upsample: _up, Downsample: _down}
+    for layer in layers:
+        x = steps[type(layer)](layer, x)
+    return x
+
+
+def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
+    parts = block.residual
+    hidden = _causal(parts["2"], _activated(parts["0"], x))
+    hidden = _causal(parts["6"], _activated(parts["3"], hidden))
+    return hidden + (_conv(block.shortcut, x) if isinstance(block.shortcut, Conv) else x)
+
+
+def _head(head: Head, x: Tensor) -> Tensor:
+    return _causal(head["2"], _activated(head["0"], x))
+
+
+def _attention(block: AttentionBlock, x: Tensor) -> Tensor:
+    batch, channels, frames, height, width = x.shape
+    tokens = _norm(block.norm, x).permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels)
+    q, k, v = _linear(block.to_qkv, tokens).chunk(3, -1)
+    tokens = _linear(block.proj, F.scaled_dot_product_attention(q, k, v))
+    return x + tokens.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+
+
+def _up(layer: Upsample, x: Tensor) -> Tensor:
+    if layer.temporal and x.shape[TIME] > 1:
+        pair = _causal(layer.time_conv, x[:, :, 1:]).unflatten(1, (2, -1))  # [B, 2, C, T-1, H, W]
+        x = torch.cat([x[:, :, :1], pair.movedim(1, 3).flatten(2, 3)], TIME)
+    return _conv(layer.resample["1"], F.interpolate(x, scale_factor=(1, 2, 2)))
+
+
+def _down(layer: Downsample, x: Tensor) -> Tensor:
+    conv = layer.resample["1"]
+    x = F.conv3d(F.pad(x, (0, 1, 0, 1)), _typed(conv.weight, x).unsqueeze(2), _typed(conv.bias, x), conv.stride)
+    if not layer.temporal or x.shape[TIME] == 1:
+        return x
+    conv = layer.time_conv
+    halved = F.conv3d(x, _typed(conv.weight, x), _typed(conv.bias, x), conv.stride)
+    return torch.cat([x[:, :, :1], halved], TIME)
+
+
+def _activated(norm: RMSNorm, x: Tensor) -> Tensor:
+    return _norm_silu(x, norm.gamma)
+
+
+def _norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    return F.silu(_normed(x, gamma))
+
+
+def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
+    return _normed(x, norm.gamma)
+
+
+def _normed(x: Tensor, gamma: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(LENGTH_FLOOR)
+    return x * _typed(x.shape[1] ** 0.5 / length, x) * _typed(gamma, x).view(-1, 1, 1, 1)
+
+
+def _causal(conv: CausalConv3d, x: Tensor) -> Tensor:
+    behind = conv.history
+    if x.shape[TIME] == 1:  # what lies behind is zero
+        return F.conv3d(x, _typed(conv.weight[:, :, -1:], x), _typed(conv.bias, x), padding=conv.padding)
+    padding = (behind, *conv.padding[1:])
+    out = F.conv3d(x, _typed(conv.weight, x), _typed(conv.bias, x), padding=padding)
+    return out[:, :, :-behind]  # the last ones saw zeros ahead
+
+
+def _conv(conv: Conv, x: Tensor) -> Tensor:
+    weight = conv.weight if conv.weight.ndim == 5 else conv.weight.unsqueeze(TIME)
+    return F.conv3d(x, _typed(weight, x), _typed(conv.bias, x), conv.stride, conv.padding)
+
+
+def _linear(conv: Conv, tokens: Tensor) -> Tensor:
+    return F.linear(tokens, _typed(conv.weight, tokens).flatten(1), _typed(conv.bias, tokens))
+
+
+def _typed(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.to(x.dtype)
