@@ -3,8 +3,8 @@
     loss = mean |e| + 4·mean e² + mean |∂x e| + mean |∂y e| + KL_WEIGHT · KL(latents ‖ N(0, 1))
 
 e is the decode less the clip, of latents mean + deviation·noise; KL is the mean over the latents' elements. Single
-frames come first, then a mixture of lengths and sizes of about equally many pixels. In some clips all frames but the
-first are grey, as in the condition of image to video.
+frames come first, then a mixture of lengths and sizes of about equally many pixels, chosen from clips that each call
+draws when it begins. In some all frames but the first are grey, as in the condition of image to video.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbowan.demo.clips import draw, draw_scenes
 from turbowan.demo.stage import Losses, Settings, Stage, add_arguments
@@ -27,6 +27,7 @@ SQUARED = 4.0
 GREY_SHARE = 0.15  # of the clips
 STILL_SHARE = 0.2  # of the steps, at the beginning, on single frames alone
 LOG_VARIANCE = (-12.0, 4.0)  # kept within
+TOLD = ("dB", "kl", "spread", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,14 @@ class Shape:
     weight: float
 
 
-STILLS = Shape(frames=1, side=128, clips=192, weight=0.25)
 SHAPES = (
-    STILLS,
-    Shape(frames=17, side=128, clips=12, weight=0.4),
-    Shape(frames=33, side=96, clips=12, weight=0.2),
-    Shape(frames=81, side=160, clips=2, weight=0.15),
+    Shape(frames=1, side=128, clips=64, weight=0.25),
+    Shape(frames=17, side=128, clips=4, weight=0.45),
+    Shape(frames=33, side=96, clips=4, weight=0.15),
+    Shape(frames=81, side=160, clips=1, weight=0.15),
 )
+POOL = 96  # batches of a shape that are drawn when a call begins, to choose clips from
+DRAWN_AT_ONCE = 2**21  # pixels
 
 
 def draw_shape(shapes: tuple[Shape, ...], generator: torch.Generator) -> Shape:
@@ -53,45 +55,66 @@ def draw_shape(shapes: tuple[Shape, ...], generator: torch.Generator) -> Shape:
     return shapes[torch.multinomial(weights, 1, generator=generator).item()]
 
 
-def batch(shape: Shape, generator: torch.Generator, device: str) -> Tensor:
-    """Clips [B, 3, T, H, W] of the trained triples, channels-last, some of them grey behind the first frame."""
+def draw_pool(shape: Shape, batches: int, generator: torch.Generator, device: str) -> Tensor:
+    """Clips of the trained triples as 8-bit RGB [N, 3, T, H, W], some of them grey behind the first frame."""
     size = {"height": shape.side, "width": shape.side}
-    triples = draw_triples(shape.clips, generator)
-    # A single frame is one of a long clip: all phases of a motion are seen.
-    scenes = draw_scenes(triples, frames=shape.frames, generator=generator, **size)
-    x = draw(scenes, device=device, **size)
-    grey = torch.rand(shape.clips, generator=generator) < GREY_SHARE
-    x[:, :, 1:] *= (~grey).to(device, x.dtype).view(-1, 1, 1, 1, 1)
-    return x.contiguous(memory_format=torch.channels_last_3d)
+    at_once = max(1, DRAWN_AT_ONCE // (shape.frames * shape.side**2))
+    wanted, drawn = draw_triples(batches * shape.clips, generator), []
+    for first in range(0, len(wanted), at_once):
+        triples = wanted[first : first + at_once]
+        scenes = draw_scenes(triples, frames=shape.frames, generator=generator, **size)
+        x = draw(scenes, device=device, **size)
+        grey = torch.rand(len(triples), generator=generator) < GREY_SHARE
+        x[:, :, 1:] *= (~grey).to(device, x.dtype).view(-1, 1, 1, 1, 1)
+        drawn.append(((x + 1) * 127.5).round().byte())
+    return torch.cat(drawn)
 
 
-def losses(vae: WanVAE, x: Tensor, dtype: torch.dtype) -> Losses:
-    mean, log_variance = encode(vae, x.to(dtype))
-    log_variance = log_variance.clamp(*LOG_VARIANCE)
-    z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-    error = decode(vae, z.to(dtype)).float() - x
-    squared = error.square().mean()
-    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
-    loss = error.abs().mean() + SQUARED * squared + edges + KL_WEIGHT * kl
-    decibels = 10 * torch.log10(4 / squared.detach())
-    return {"loss": loss, "dB": decibels, "kl": kl, "spread": mean.std(), "noise": (log_variance / 2).exp().mean()}
+class Autoencoding(nn.Module):
+    """The loss, and the figures that are told with it; a module, because that is what can be recorded as a graph."""
+
+    def __init__(self, vae: WanVAE, dtype: torch.dtype):
+        super().__init__()
+        self.vae = vae
+        self._dtype = dtype
+
+    def forward(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """8-bit RGB → loss, (dB, KL, the means' deviation, the noise's)."""
+        x = clips_BCTHW.float().contiguous(memory_format=torch.channels_last_3d) / 127.5 - 1
+        mean, log_variance = encode(self.vae, x.to(self._dtype))
+        deviation = (log_variance.clamp(*LOG_VARIANCE) / 2).exp()
+        z = mean + deviation * torch.randn_like(mean)
+        error = decode(self.vae, z.to(self._dtype)).float() - x
+        squared = error.square().mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = (mean.square() + deviation.square() - 1 - 2 * deviation.log()).mean() / 2
+        loss = error.abs().mean() + SQUARED * squared + edges + KL_WEIGHT * kl
+        decibels = 10 * torch.log10(4 / squared)
+        return loss, torch.stack([decibels, kl, mean.std(), deviation.mean()]).detach()
 
 
-def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] = SHAPES) -> Stage:
+def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] = SHAPES, pool: int = POOL) -> Stage:
     """Train until the stage's end or this call's."""
-    if settings.device.startswith("cuda"):
-        torch.backends.cudnn.benchmark = True
-    dtype = torch.bfloat16 if settings.device.startswith("cuda") else torch.float32
-    vae = new_vae(width, torch.Generator().manual_seed(settings.seed)).to(settings.device)
+    device, on_gpu = settings.device, settings.device.startswith("cuda")
+    vae = new_vae(width, torch.Generator().manual_seed(settings.seed)).to(device)
     stage = Stage(vae, settings)
+    torch.manual_seed(settings.seed + stage.step)  # the latents' noise
+    generator = torch.Generator().manual_seed((settings.seed << 32) + stage.step)
+    pools = {shape: draw_pool(shape, pool, generator, device) for shape in shapes}
+    losses = {shape: Autoencoding(vae, torch.bfloat16 if on_gpu else torch.float32) for shape in shapes}
+    if on_gpu:  # the network is small: launched one by one, its kernels would wait for the CPU
+        losses = {
+            shape: torch.cuda.make_graphed_callables(loss, (pools[shape][: shape.clips],), allow_unused_input=True)
+            for shape, loss in losses.items()
+        }
     stills = tuple(shape for shape in shapes if shape.frames == 1)
 
     def losses_of(generator: torch.Generator) -> Losses:
         early = stage.step < STILL_SHARE * settings.steps
         shape = draw_shape(stills if early else shapes, generator)
-        torch.manual_seed(torch.randint(2**31, (1,), generator=generator).item())  # the noise on the device
-        return losses(vae, batch(shape, generator, settings.device), dtype)
+        chosen = torch.randint(len(pools[shape]), (shape.clips,), generator=generator)
+        loss, figures = losses[shape](pools[shape][chosen.to(device)])
+        return {"loss": loss, **dict(zip(TOLD, figures.unbind(), strict=True))}
 
     stage.run(losses_of)
     return stage

@@ -5,8 +5,8 @@ Causal convolutions see zeros before the clip. In time the first frame stands ap
     down(x)_0 = x_0,   down(x)_j = conv(x_{2j-2}, x_{2j-1}, x_{2j})
     up(x)_0   = x_0,   up(x)_{2j-1}, up(x)_{2j} = conv(x_{j-2}, x_{j-1}, x_j),  with x_0 and what lies before it zero
 
-which is what the frame-by-frame loop of inference gives; here a clip is one pass. Activations have the type of the
-input, products by cuDNN, parameters stay in fp32.
+which is what the frame-by-frame loop of inference gives; here a clip is one pass. A causal convolution of few channels
+is one over single frames, of three times the channels. Activations have the type of the input; parameters stay in fp32.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from turbowan.turbo_core.vae_layers import (
 )
 
 RESIDUAL_GAIN = 0.3  # of what a block adds when the training begins
+TAPS = 3  # frames that a causal convolution sees
 LOG_VARIANCE = -4.0  # of the latents when the training begins
 
 
@@ -123,12 +124,11 @@ def _up(layer: Upsample, x: Tensor) -> Tensor:
 
 def _down(layer: Downsample, x: Tensor) -> Tensor:
     conv = layer.resample["1"]
-    x = F.conv3d(F.pad(x, (0, 1, 0, 1)), _typed(conv.weight, x).unsqueeze(2), _typed(conv.bias, x), conv.stride)
+    x = _by_frame(F.pad(x, (0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
     if not layer.temporal or x.shape[TIME] == 1:
         return x
     conv = layer.time_conv
-    halved = F.conv3d(x, _typed(conv.weight, x), _typed(conv.bias, x), conv.stride)
-    return torch.cat([x[:, :, :1], halved], TIME)
+    return torch.cat([x[:, :, :1], _by_frame(_windows(x, stride=2), _folded(conv), conv.bias)], TIME)
 
 
 def _activated(norm: RMSNorm, x: Tensor) -> Tensor:
@@ -149,17 +149,33 @@ def _normed(x: Tensor, gamma: Tensor) -> Tensor:
 
 
 def _causal(conv: CausalConv3d, x: Tensor) -> Tensor:
-    behind = conv.history
+    padding = conv.padding[-1]
     if x.shape[TIME] == 1:  # what lies behind is zero
-        return F.conv3d(x, _typed(conv.weight[:, :, -1:], x), _typed(conv.bias, x), padding=conv.padding)
-    padding = (behind, *conv.padding[1:])
-    out = F.conv3d(x, _typed(conv.weight, x), _typed(conv.bias, x), padding=padding)
-    return out[:, :, :-behind]  # the last ones saw zeros ahead
+        return _by_frame(x, conv.weight[:, :, -1], conv.bias, padding=padding)
+    behind = F.pad(x, (0, 0, 0, 0, TAPS - 1, 0))
+    return _by_frame(_windows(behind), _folded(conv), conv.bias, padding=padding)
 
 
 def _conv(conv: Conv, x: Tensor) -> Tensor:
-    weight = conv.weight if conv.weight.ndim == 5 else conv.weight.unsqueeze(TIME)
-    return F.conv3d(x, _typed(weight, x), _typed(conv.bias, x), conv.stride, conv.padding)
+    weight = conv.weight if conv.weight.ndim == 4 else conv.weight.squeeze(TIME)
+    return _by_frame(x, weight, conv.bias, padding=conv.padding[-1])
+
+
+def _windows(x: Tensor, stride: int = 1) -> Tensor:
+    """Each frame with the next two, one after another in the channels."""
+    last = x.shape[TIME] - TAPS + 1
+    return torch.cat([x[:, :, tap : tap + last : stride] for tap in range(TAPS)], 1)
+
+
+def _folded(conv: CausalConv3d) -> Tensor:
+    """The weight for windows, [C', 3C, side, side]."""
+    return conv.weight.transpose(1, 2).flatten(1, 2)
+
+
+def _by_frame(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+    frames = x.transpose(1, TIME)  # [B, T, C, H, W]
+    out = F.conv2d(frames.flatten(0, 1), _typed(weight, x), _typed(bias, x), stride, padding)
+    return out.unflatten(0, frames.shape[:2]).transpose(1, TIME)
 
 
 def _linear(conv: Conv, tokens: Tensor) -> Tensor:
