@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from .commands.bench import BENCH
 from .commands.command import Command
 from .commands.convert import CONVERT
+from .commands.download import DOWNLOAD
 from .commands.inspect import INSPECT
+from .commands.prompts import PROMPTS
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-COMMANDS: tuple[Command, ...] = (CONVERT, INSPECT, BENCH)
+COMMANDS: tuple[Command, ...] = (CONVERT, INSPECT, DOWNLOAD, PROMPTS, BENCH)
 
 
 def parser() -> argparse.ArgumentParser:

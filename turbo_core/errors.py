@@ -10,6 +10,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConditioningError",
+    "DownloadError",
     "LatentError",
     "NonFiniteError",
     "SettingsError",
@@ -40,6 +41,10 @@ class LatentError(TurboWanError):
 
 class SettingsError(TurboWanError):
     """A setting out of its range, or one that this file or machine cannot serve."""
+
+
+class DownloadError(TurboWanError):
+    """A file cannot be had from the hub, or what came is not what the hub promised."""
 
 
 class NonFiniteError(TurboWanError):

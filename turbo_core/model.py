@@ -89,7 +89,7 @@ class TurboWan(nn.Module):
         Args:
             x: latent [B, in_dim, T, H, W], H and W even, in the dtype to compute in.
             timestep: [B], as the network takes it (0…1000).
-            context: text encoder states [B, S, 4096].
+            context: text encoder states [B, S, text_dim].
 
         Returns:
             [B, 16, T, H, W] in fp32.

@@ -38,6 +38,7 @@ NODES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["CONDITIONING", "LATENT"],
     ),
     "TurboVAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"]),
+    "TurboPromptCache": ({"text": "STRING", "clip": "CLIP", "disk_mb": "INT"}, ["CONDITIONING"]),
     "TurboScheduler": ({"steps": "INT", "sigma_max": "FLOAT"}, ["SIGMAS"]),
     "TurboSamplerSelect": ({"sampler": "COMBO"}, ["SAMPLER"]),
 }  # fmt: skip
@@ -54,6 +55,7 @@ DEFAULTS = {
     ("TurboScheduler", "sigma_max"): 80.0,
     ("TurboSamplerSelect", "sampler"): "sde",
     ("TurboImageToVideo", "length"): 81,
+    ("TurboPromptCache", "disk_mb"): 1024,
 }
 
 
