@@ -1,14 +1,15 @@
 """How good the VAE's file is: ``python -m turbowan.demo.check_vae FILE --pictures DIR``.
 
 PSNR of decode(encode(clip)) over all triples, held-out ones included; how often the detector is right on the clips and
-on what comes back; the first frame of a clip that is grey behind it; the latents' statistics after Wan's own mean and
-deviation are taken out (0 and 1).
+on what comes back; PSNR of a clip that is grey behind its first frame, as in the condition of image to video; the
+latents' statistics after Wan's own mean and deviation are taken out (0 and 1).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,13 +18,32 @@ from torch import Tensor
 
 from turbowan.demo.clips import draw, draw_scenes
 from turbowan.demo.detector import detect
-from turbowan.demo.vocabulary import HELD_OUT, TRAINED, Triple
+from turbowan.demo.pictures import Shown, contact_sheet
+from turbowan.demo.vocabulary import HELD_OUT, TRAINED, Triple, caption
 from turbowan.turbo_core.vae import WanVAE, normalize
 from turbowan.turbo_core.vae_weights import from_tensors
 
 SIZES = ((33, 128), (81, 160))  # frames, side
-SHOWN = 8  # clips in a picture
-STRIDE = 8  # frames from one column of a picture to the next
+SHOWN = 6  # clips in a picture
+WRONG_TOLD = 6  # triples
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTrip:
+    """One clip [1, 3, T, H, W] and what the VAE makes of it."""
+
+    triple: Triple
+    clip: Tensor
+    out: Tensor
+    latent: Tensor
+    """Without Wan's mean and deviation."""
+    decibels: float
+    decibels_grey: float
+
+    def seen(self) -> str | None:
+        """What the detector sees instead in what comes back."""
+        found = detect(self.out)[0]
+        return None if found.confirms(self.triple) else f"{found.colour}, {found.shape}, {found.motion}"
 
 
 def decibels(out: Tensor, clip: Tensor) -> float:
@@ -31,73 +51,71 @@ def decibels(out: Tensor, clip: Tensor) -> float:
     return (10 * torch.log10(4 / (out - clip).float().square().mean())).item()
 
 
-def clips(
-    triples: tuple[Triple, ...], frames: int, side: int, seed: int, device: str
-) -> Iterator[tuple[Triple, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
+def round_trips(
+    vae: WanVAE, triples: tuple[Triple, ...], *, frames: int, side: int, generator: torch.Generator
+) -> Iterator[RoundTrip]:
     for triple in triples:
         scenes = draw_scenes([triple], frames=frames, height=side, width=side, generator=generator)
-        yield triple, draw(scenes, height=side, width=side, device=device)
+        clip = draw(scenes, height=side, width=side, device=vae.device)
+        latent = vae.encode(clip)
+        out = vae.decode(latent).float().clamp(-1, 1)
+        grey = torch.cat([clip[:, :, :1], torch.zeros_like(clip[:, :, 1:])], 2)
+        yield RoundTrip(
+            triple=triple,
+            clip=clip,
+            out=out,
+            latent=normalize(latent.float()),
+            decibels=decibels(out, clip),
+            decibels_grey=decibels(vae.decode(vae.encode(grey)).float().clamp(-1, 1), grey),
+        )
 
 
-def check(
-    vae: WanVAE, triples: tuple[Triple, ...], *, frames: int, side: int, seed: int, pictures: Path | None
-) -> None:
-    heard: list[float] = []
-    right = {"clips": 0, "round trips": 0}
-    wrong, strips, latents, starts = [], [], [], []
-    for triple, clip in clips(triples, frames, side, seed, str(vae.device)):
-        z = vae.encode(clip)
-        out = vae.decode(z).clamp(-1, 1)
-        heard.append(decibels(out, clip))
-        latents.append(normalize(z.float()).transpose(0, 1).flatten(1).cpu())
-        right["clips"] += detect(clip)[0].confirms(triple)
-        finding = detect(out)[0]
-        right["round trips"] += finding.confirms(triple)
-        if not finding.confirms(triple):
-            wrong.append(f"{tuple(triple)} seen as {finding.colour}, {finding.shape}, {finding.motion}")
-        condition = torch.cat([clip[:, :, :1], torch.zeros_like(clip[:, :, 1:])], 2)
-        starts.append(decibels(vae.decode(vae.encode(condition)).clamp(-1, 1), condition))
-        if len(strips) < 2 * SHOWN:
-            strips += [clip[0, :, ::STRIDE], out[0, :, ::STRIDE].float()]
-    count, values = len(heard), torch.cat(latents, 1)
-    shares = "  ".join(f"detector on {name} {n}/{count}" for name, n in right.items())
-    print(f"{frames} x {side} x {side}, {vae.dtype}: {sum(heard) / count:.2f} dB (worst {min(heard):.2f})  {shares}")
-    print(f"  first frame, then grey: {sum(starts) / count:.2f} dB (worst {min(starts):.2f})")
-    print(f"  latents: mean {_told(values.mean(1))}, deviation {_told(values.std(1))}")
-    for line in wrong[:6]:
-        print("  wrong:", line)
-    if pictures is not None:
-        save_strips(strips, pictures / f"vae_{frames}x{side}.png")
+def report(trips: list[RoundTrip]) -> None:
+    count, size = len(trips), list(trips[0].clip.shape[2:])
+    right = sum(detect(trip.clip)[0].confirms(trip.triple) for trip in trips)
+    wrong = {trip.triple: seen for trip in trips if (seen := trip.seen()) is not None}
+    latents = torch.cat([trip.latent.transpose(0, 1).flatten(1) for trip in trips], 1)
+    print(f"{size}, {count} clips: {_spread([trip.decibels for trip in trips])} dB")
+    print(f"  detector right on clips {right}/{count}, on round trips {count - len(wrong)}/{count}")
+    print(f"  first frame, then grey: {_spread([trip.decibels_grey for trip in trips])} dB")
+    print(f"  latents: means {_spread(latents.mean(1).tolist())}, deviations {_spread(latents.std(1).tolist())}")
+    for triple, seen in list(wrong.items())[:WRONG_TOLD]:
+        print(f"  {tuple(triple)} seen as {seen}")
 
 
-def _told(values: Tensor) -> str:
-    return f"{values.min().item():.2f}..{values.max().item():.2f}"
+def _spread(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def save_strips(strips: list[Tensor], path: Path) -> None:
-    """Rows of frames [3, T, H, W] in [-1, 1], one under another, as a PNG."""
-    from PIL import Image
-
-    rows = [strip.permute(2, 1, 3, 0).flatten(1, 2) for strip in strips]  # [H, T·W, 3]
-    pixels = ((torch.cat(rows) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+def picture(trips: list[RoundTrip], path: Path) -> None:
+    """Each clip above its round trip."""
+    rows = []
+    for trip in trips:
+        rows += [
+            Shown(caption=caption(trip.triple), clip=trip.clip[0]),
+            Shown(caption=f"after the VAE, {trip.decibels:.1f} dB", clip=trip.out[0]),
+        ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    contact_sheet(rows).save(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--every", type=int, default=1, help="only each so many-th triple")
-    parser.add_argument("--pictures", type=Path, help="folder for strips of clips above their round trips")
+    parser.add_argument("--pictures", type=Path, help="folder for contact sheets of clips above their round trips")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     arguments = parser.parse_args()
     vae = from_tensors(load_file(arguments.file), device=arguments.device, dtype=getattr(torch, arguments.dtype))
     triples = (HELD_OUT + TRAINED)[:: arguments.every]
+    generator = torch.Generator().manual_seed(arguments.seed)
     for frames, side in SIZES:
-        check(vae, triples, frames=frames, side=side, seed=arguments.seed, pictures=arguments.pictures)
+        trips = list(round_trips(vae, triples, frames=frames, side=side, generator=generator))
+        report(trips)
+        if arguments.pictures is not None:
+            picture(trips[:SHOWN], arguments.pictures / f"vae_{frames}x{side}.png")
 
 
 if __name__ == "__main__":

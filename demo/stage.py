@@ -1,6 +1,7 @@
 """A stage of training: so many steps, as many of them a call as its minutes allow, resumed from one file.
 
     rate of step s       peak · min(1, (s + 1) / warm-up, (steps - s) / last),  last = the share of steps that cool down
+                         by the clock: what is left of this call's minutes counts as well, as its share of them
     average after it     a ← a + (w - a) · max(1 - average, 9 / (s + 10))
 
 Step s draws all it needs from a generator seeded by (seed, s), so that a stage in pieces sees the batches of an
@@ -48,6 +49,8 @@ class Settings:
     seed: int = 0
     device: str = "cuda"
     slim: bool = False
+    by_clock: bool = False
+    """Cool down towards this call's end too, for a stage that is to take all its minutes on a GPU of unknown speed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, state: str, steps: int, rate: float) -> None:
@@ -63,13 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser, *, state: str, steps: int, ra
 class Stage:
     """Trains the parameters of ``model`` that require gradients; ``averaged`` are what a stage is made for."""
 
-    def __init__(self, model: nn.Module, settings: Settings):
+    def __init__(self, model: nn.Module, settings: Settings, optimizer: torch.optim.Optimizer | None = None):
+        """``optimizer``: in AdamW's place, over the same parameters; its state is not kept."""
         self.model = model
         self.settings = settings
         self.step = 0
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._average = {name: p.detach().clone() for name, p in self._weights.items()}
-        self._adam = torch.optim.AdamW(
+        self._began = time.monotonic()
+        self._optimizer = optimizer or torch.optim.AdamW(
             self._weights.values(),
             lr=settings.rate,
             betas=settings.betas,
@@ -90,7 +95,8 @@ class Stage:
 
     def run(self, losses_of: Callable[[torch.Generator], Losses]) -> bool:
         """Train until the stage's end or this call's; whether it was the stage's end. ``losses_of`` draws its batch."""
-        settings, began, told = self.settings, time.monotonic(), 0.0
+        settings, told = self.settings, 0.0
+        self._began = began = time.monotonic()
         first = self.step
         sums: dict[str, Tensor] = {}
         seen = 0
@@ -117,12 +123,15 @@ class Stage:
     def _update(self, loss: Tensor) -> None:
         settings, s = self.settings, self.step
         left = (settings.steps - s) / max(1.0, settings.last * settings.steps)
-        for group in self._adam.param_groups:
+        if settings.by_clock:
+            seconds = 60 * settings.minutes
+            left = min(left, max(0.0, self._began + seconds - time.monotonic()) / (settings.last * seconds))
+        for group in self._optimizer.param_groups:
             group["lr"] = settings.rate * min(1.0, (s + 1) / settings.warmup, left)
-        self._adam.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(list(self._weights.values()), settings.clip)
-        self._adam.step()
+        self._optimizer.step()
         weights = [p.detach() for p in self._weights.values()]
         torch._foreach_lerp_(list(self._average.values()), weights, max(1 - settings.average, 9 / (s + 10)))
         self.step += 1
@@ -137,7 +146,7 @@ class Stage:
         if not slim:
             for name, weight in self._weights.items():
                 tensors[f"weight.{name}"] = weight.detach()
-                moments = self._adam.state.get(weight)
+                moments = self._optimizer.state.get(weight)  # AdamW's; others keep theirs elsewhere
                 if moments:
                     tensors[f"first.{name}"] = moments["exp_avg"].bfloat16()
                     tensors[f"second.{name}"] = moments["exp_avg_sq"].bfloat16()
@@ -164,7 +173,7 @@ class Stage:
                 kept = f"weight.{name}"
                 weight.copy_(file.get_tensor(kept) if kept in names else self._average[name])
                 if f"first.{name}" in names:
-                    self._adam.state[weight] = {
+                    self._optimizer.state[weight] = {
                         "step": torch.tensor(float(self.step), device=weight.device if self._fused else "cpu"),
                         "exp_avg": file.get_tensor(f"first.{name}").to(weight),
                         "exp_avg_sq": file.get_tensor(f"second.{name}").to(weight),
@@ -173,4 +182,4 @@ class Stage:
 
     @property
     def _fused(self) -> bool:
-        return self._adam.defaults["fused"]
+        return self._optimizer.defaults["fused"]

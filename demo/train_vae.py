@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from turbowan.demo.clips import draw, draw_scenes
+from turbowan.demo.muon import Muon
 from turbowan.demo.stage import Losses, Settings, Stage, add_arguments
 from turbowan.demo.vae_network import decode, encode, new_vae
 from turbowan.demo.vocabulary import draw_triples
@@ -25,7 +26,7 @@ WIDTH = 8
 KL_WEIGHT = 1e-4
 SQUARED = 4.0
 GREY_SHARE = 0.15  # of the clips
-STILL_SHARE = 0.2  # of the steps, at the beginning, on single frames alone
+STILL_STEPS = 600  # at the beginning, on single frames alone
 LOG_VARIANCE = (-12.0, 4.0)  # kept within
 TOLD = ("dB", "kl", "spread", "noise")
 
@@ -93,11 +94,16 @@ class Autoencoding(nn.Module):
         return loss, torch.stack([decibels, kl, mean.std(), deviation.mean()]).detach()
 
 
+def _is_convolution(name: str, parameter: nn.Parameter) -> bool:
+    return name.endswith("weight")
+
+
 def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] = SHAPES, pool: int = POOL) -> Stage:
     """Train until the stage's end or this call's."""
     device, on_gpu = settings.device, settings.device.startswith("cuda")
     vae = new_vae(width, torch.Generator().manual_seed(settings.seed)).to(device)
-    stage = Stage(vae, settings)
+    muon = Muon(vae.named_parameters(), lr=settings.rate, betas=settings.betas, takes=_is_convolution)
+    stage = Stage(vae, settings, muon)
     torch.manual_seed(settings.seed + stage.step)  # the latents' noise
     generator = torch.Generator().manual_seed((settings.seed << 32) + stage.step)
     pools = {shape: draw_pool(shape, pool, generator, device) for shape in shapes}
@@ -110,8 +116,7 @@ def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] =
     stills = tuple(shape for shape in shapes if shape.frames == 1)
 
     def losses_of(generator: torch.Generator) -> Losses:
-        early = stage.step < STILL_SHARE * settings.steps
-        shape = draw_shape(stills if early else shapes, generator)
+        shape = draw_shape(stills if stage.step < STILL_STEPS else shapes, generator)
         chosen = torch.randint(len(pools[shape]), (shape.clips,), generator=generator)
         loss, figures = losses[shape](pools[shape][chosen.to(device)])
         return {"loss": loss, **dict(zip(TOLD, figures.unbind(), strict=True))}
@@ -122,9 +127,9 @@ def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, state="work/vae.safetensors", steps=4000, rate=3e-3)
+    add_arguments(parser, state="work/vae.safetensors", steps=20000, rate=1e-3)
     arguments = parser.parse_args()
-    train(Settings(**vars(arguments)))
+    train(Settings(**vars(arguments), last=0.4, by_clock=True))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from turbowan.kernels.vae_norm import LENGTH_FLOOR
 from turbowan.turbo_core.vae import LATENT_CHANNELS, VAEConfig, WanVAE
 from turbowan.turbo_core.vae_layers import (
-    TIME,
     AttentionBlock,
     CausalConv3d,
     Conv,
@@ -76,17 +75,20 @@ def _copy_now(conv: CausalConv3d, copies: int) -> None:
 def encode(vae: WanVAE, x_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and logarithm of the variance of the latents, [B, 16, n+1, H/8, W/8] in fp32, of 4n+1 frames."""
     encoder = vae.encoder
-    x = _layers(encoder.downsamples, _causal(encoder.conv1, x_BCTHW))
+    x = _layers(encoder.downsamples, _causal(encoder.conv1, x_BCTHW.movedim(1, -1)))
     x = _head(encoder.head, _layers(encoder.middle, x))
-    mean, log_variance = _conv(vae.conv1, x).float().split(LATENT_CHANNELS, 1)
+    mean, log_variance = _conv(vae.conv1, x).movedim(-1, 1).float().split(LATENT_CHANNELS, 1)
     return mean, log_variance
 
 
 def decode(vae: WanVAE, z_BCTHW: Tensor) -> Tensor:
     """Frames [B, 3, 4T-3, 8H, 8W] of latents."""
     decoder = vae.decoder
-    x = _layers(decoder.middle, _causal(decoder.conv1, _conv(vae.conv2, z_BCTHW)))
-    return _head(decoder.head, _layers(decoder.upsamples, x))
+    x = _layers(decoder.middle, _causal(decoder.conv1, _conv(vae.conv2, z_BCTHW.movedim(1, -1))))
+    return _head(decoder.head, _layers(decoder.upsamples, x)).movedim(-1, 1)
+
+
+# Below, activations are [B, T, H, W, C] and contiguous.
 
 
 def _layers(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -98,73 +100,60 @@ def _layers(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
     parts = block.residual
-    hidden = _causal(parts["2"], _activated(parts["0"], x))
-    hidden = _causal(parts["6"], _activated(parts["3"], hidden))
+    hidden = _causal(parts["2"], F.silu(_norm(parts["0"], x)))
+    hidden = _causal(parts["6"], F.silu(_norm(parts["3"], hidden)))
     return hidden + (_conv(block.shortcut, x) if isinstance(block.shortcut, Conv) else x)
 
 
 def _head(head: Head, x: Tensor) -> Tensor:
-    return _causal(head["2"], _activated(head["0"], x))
+    return _causal(head["2"], F.silu(_norm(head["0"], x)))
 
 
 def _attention(block: AttentionBlock, x: Tensor) -> Tensor:
-    batch, channels, frames, height, width = x.shape
-    tokens = _norm(block.norm, x).permute(0, 2, 3, 4, 1).reshape(batch * frames, 1, height * width, channels)
+    tokens = _norm(block.norm, x).flatten(2, 3).flatten(0, 1).unsqueeze(1)  # [B·T, 1, H·W, C]
     q, k, v = _linear(block.to_qkv, tokens).chunk(3, -1)
-    tokens = _linear(block.proj, F.scaled_dot_product_attention(q, k, v))
-    return x + tokens.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+    return x + _linear(block.proj, F.scaled_dot_product_attention(q, k, v)).view_as(x)
 
 
 def _up(layer: Upsample, x: Tensor) -> Tensor:
-    if layer.temporal and x.shape[TIME] > 1:
-        pair = _causal(layer.time_conv, x[:, :, 1:]).unflatten(1, (2, -1))  # [B, 2, C, T-1, H, W]
-        x = torch.cat([x[:, :, :1], pair.movedim(1, 3).flatten(2, 3)], TIME)
-    return _conv(layer.resample["1"], F.interpolate(x, scale_factor=(1, 2, 2)))
+    if layer.temporal and x.shape[1] > 1:
+        pairs = _causal(layer.time_conv, x[:, 1:]).unflatten(-1, (2, -1))  # [B, T-1, H, W, 2, C]
+        x = torch.cat([x[:, :1], pairs.movedim(-2, 2).flatten(1, 2)], 1)
+    doubled = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2, -1)  # [B, T, H, 2, W, 2, C]
+    return _conv(layer.resample["1"], doubled.flatten(4, 5).flatten(2, 3))
 
 
 def _down(layer: Downsample, x: Tensor) -> Tensor:
     conv = layer.resample["1"]
-    x = _by_frame(F.pad(x, (0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
-    if not layer.temporal or x.shape[TIME] == 1:
+    x = _by_frame(F.pad(x, (0, 0, 0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
+    if not layer.temporal or x.shape[1] == 1:
         return x
     conv = layer.time_conv
-    return torch.cat([x[:, :, :1], _by_frame(_windows(x, stride=2), _folded(conv), conv.bias)], TIME)
-
-
-def _activated(norm: RMSNorm, x: Tensor) -> Tensor:
-    return _norm_silu(x, norm.gamma)
-
-
-def _norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    return F.silu(_normed(x, gamma))
+    return torch.cat([x[:, :1], _by_frame(_windows(x, stride=2), _folded(conv), conv.bias)], 1)
 
 
 def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
-    return _normed(x, norm.gamma)
-
-
-def _normed(x: Tensor, gamma: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(LENGTH_FLOOR)
-    return x * _typed(x.shape[1] ** 0.5 / length, x) * _typed(gamma, x).view(-1, 1, 1, 1)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(LENGTH_FLOOR)
+    return x * (x.shape[-1] ** 0.5 / length).to(x.dtype) * norm.gamma.flatten().to(x.dtype)
 
 
 def _causal(conv: CausalConv3d, x: Tensor) -> Tensor:
     padding = conv.padding[-1]
-    if x.shape[TIME] == 1:  # what lies behind is zero
+    if x.shape[1] == 1:  # what lies behind is zero
         return _by_frame(x, conv.weight[:, :, -1], conv.bias, padding=padding)
-    behind = F.pad(x, (0, 0, 0, 0, TAPS - 1, 0))
-    return _by_frame(_windows(behind), _folded(conv), conv.bias, padding=padding)
+    behind = x.new_zeros(x.shape[0], TAPS - 1, *x.shape[2:])
+    return _by_frame(_windows(torch.cat([behind, x], 1)), _folded(conv), conv.bias, padding=padding)
 
 
 def _conv(conv: Conv, x: Tensor) -> Tensor:
-    weight = conv.weight if conv.weight.ndim == 4 else conv.weight.squeeze(TIME)
+    weight = conv.weight if conv.weight.ndim == 4 else conv.weight.squeeze(2)
     return _by_frame(x, weight, conv.bias, padding=conv.padding[-1])
 
 
 def _windows(x: Tensor, stride: int = 1) -> Tensor:
     """Each frame with the next two, one after another in the channels."""
-    last = x.shape[TIME] - TAPS + 1
-    return torch.cat([x[:, :, tap : tap + last : stride] for tap in range(TAPS)], 1)
+    last = x.shape[1] - TAPS + 1
+    return torch.cat([x[:, tap : tap + last : stride] for tap in range(TAPS)], -1)
 
 
 def _folded(conv: CausalConv3d) -> Tensor:
@@ -173,14 +162,10 @@ def _folded(conv: CausalConv3d) -> Tensor:
 
 
 def _by_frame(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
-    frames = x.transpose(1, TIME)  # [B, T, C, H, W]
-    out = F.conv2d(frames.flatten(0, 1), _typed(weight, x), _typed(bias, x), stride, padding)
-    return out.unflatten(0, frames.shape[:2]).transpose(1, TIME)
+    frames = x.flatten(0, 1).permute(0, 3, 1, 2)  # [B·T, C, H, W], channels last
+    out = F.conv2d(frames, weight.to(x.dtype), bias.to(x.dtype), stride, padding)
+    return out.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def _linear(conv: Conv, tokens: Tensor) -> Tensor:
-    return F.linear(tokens, _typed(conv.weight, tokens).flatten(1), _typed(conv.bias, tokens))
-
-
-def _typed(parameter: Tensor, x: Tensor) -> Tensor:
-    return parameter.to(x.dtype)
+    return F.linear(tokens, conv.weight.flatten(1).to(tokens.dtype), conv.bias.to(tokens.dtype))

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from tolerances import SAME_MATHS_FP32, relative_error
 
 from turbowan.demo import vae_network
-from turbowan.demo.check_vae import decibels
+from turbowan.demo.check_vae import decibels, picture, report, round_trips
 from turbowan.demo.export_vae import averaged, export, fold
 from turbowan.demo.stage import LOOK, Settings
 from turbowan.demo.train_vae import Shape, draw_pool, train
-from turbowan.turbo_core.vae import WanVAE, normalize
+from turbowan.demo.vocabulary import TRAINED
+from turbowan.turbo_core.vae import VAEConfig, WanVAE, denormalize, normalize
 from turbowan.turbo_core.vae_weights import from_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,6 +65,7 @@ def test_some_clips_are_grey_behind_their_first_frame(generator):
     assert pool[:, :, 0].float().flatten(1).std(1).min() > 2
 
 
+@torch.no_grad()
 def test_the_latents_get_wans_statistics_and_the_decode_stays(vae, generator):
     clips = torch.rand(2, 3, 9, 32, 32, generator=generator) * 2 - 1
     latents = vae.encode(clips)
@@ -83,9 +85,10 @@ def test_the_latents_get_wans_statistics_and_the_decode_stays(vae, generator):
 
 def test_training_learns_resumes_and_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("turbowan.demo.stage.TELL_SECONDS", 0)
+    monkeypatch.setattr("turbowan.demo.train_vae.STILL_STEPS", LOOK)
     monkeypatch.setattr("turbowan.demo.export_vae.SIZES", ((5, 32),))
     state, out = tmp_path / "vae.safetensors", tmp_path / "demo_vae.safetensors"
-    settings = Settings(state=state, steps=3 * LOOK, minutes=0, rate=2e-3, warmup=10, device="cpu")
+    settings = Settings(state=state, steps=3 * LOOK, minutes=0, rate=1e-3, warmup=10, device="cpu")
     for _ in range(3):
         stage = train(settings, width=4, shapes=TOY, pool=8)
     assert stage.step == settings.steps
@@ -108,3 +111,22 @@ def test_stages_answer_help(stage):
     run = [sys.executable, "-m", f"turbowan.demo.{stage}", "--help"]
     out = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     assert "usage" in out
+
+
+def test_a_check_tells_psnr_and_what_the_detector_sees(generator, capsys, tmp_path, monkeypatch):
+    triple = TRAINED[0]
+    vae = WanVAE(VAEConfig(width=4))
+    monkeypatch.setattr(vae, "encode", lambda clip: denormalize(torch.zeros(1, 16, 5, 8, 8)))
+
+    def made_of(image):
+        monkeypatch.setattr(vae, "decode", lambda latent: image)
+        return list(round_trips(vae, (triple,), frames=33, side=64, generator=generator.manual_seed(3)))
+
+    (clip,) = (trip.clip for trip in made_of(torch.zeros(1, 3, 33, 64, 64)))
+    report(made_of(torch.zeros_like(clip)) + made_of(clip + 0.02))
+    told = capsys.readouterr().out
+    assert "detector right on clips 2/2, on round trips 1/2" in told
+    assert "seen as None, None, None" in told
+    assert "to 40.00) dB" in told.splitlines()[0]  # 10·log10(4 / 0.02²)
+    picture(made_of(clip), tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
