@@ -10,6 +10,8 @@ Small clips with full attention come first, then the full size with sparse atten
     python -m turbowan.demo.train_dit --state work/full.safetensors --start work/small.safetensors --topk 0.1
     python -m turbowan.demo.train_dit --state work/high.safetensors --start work/full.safetensors --topk 0.1 \
         --expert high
+    python -m turbowan.demo.train_dit --state work/low.safetensors --start work/full.safetensors --topk 0.1 \
+        --expert low --other work/high.safetensors
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class Course:
     frames: int = dataset.FRAMES
     topk: float = 1.0
     expert: str | None = None
+    other: Path | None = None
+    """The other expert's file, without which there are no previews of an expert."""
     clips: int = 4096
     batch: int = 32
     previews: int = 48
@@ -146,7 +150,7 @@ def train(settings: Settings, course: Course) -> Stage:
 
     stage.run(losses_of)
     stage.use_average()
-    if course.previews:
+    if course.previews and (course.expert is None or course.other is not None):
         look(stage, course, vae, encoder, data, dtype)
     return stage
 
@@ -158,28 +162,29 @@ def look(stage: Stage, course: Course, vae: WanVAE, encoder: TextEncoder, data: 
     asked = preview.request(
         vae, encoder, course.previews, side=course.side, frames=course.frames, images=images, device=device
     )
-    velocity = Velocity(stage.model, dtype=dtype, topk=course.topk)
+    models = [stage.model]
+    if course.other is not None:
+        models.append(new_model(I2V_CHANNELS, course.other, str(device)))
+    experts = [Velocity(model, dtype=dtype, topk=course.topk) for model in models]
+    if course.expert == "low":
+        experts.reverse()
     sigma_max = SIGMA_MAX_I2V if images else SIGMA_MAX_T2V
     times = paths.ode_times(sigma_max)
-    pictures = course.pictures
 
     def of(guidance: float) -> paths.Field:
-        return paths.field(velocity, asked.states, condition=asked.condition, nothing=data.nothing, guidance=guidance)
+        given = {"condition": asked.condition, "nothing": data.nothing, "guidance": guidance}
+        fields = [paths.field(velocity, asked.states, **given) for velocity in experts]
+        return lambda x, t: fields[0 if t >= BOUNDARY_I2V else -1](x, t)
+
+    def show(name: str, latents: Tensor) -> None:
+        file = f"{stage.settings.state.stem}_{name.replace(' ', '_')}.png"
+        preview.score(name, asked, latents, vae, None if course.pictures is None else course.pictures / file)
 
     for guidance in sorted({1.0, course.guidance}):
-        made = paths.ode(of(guidance), asked.noise * times[0], times)[-1]
-        picture = None if pictures is None else pictures / f"{stage.settings.state.stem}_ode_{guidance:g}.png"
-        preview.score(f"ODE, guidance {guidance:g}", asked, made, vae, picture)
-    made = paths.few_steps(
-        of(1.0),
-        asked.noise,
-        4,
-        sigma_max,
-        stochastic=not images,
-        generator=torch.Generator(device).manual_seed(1),
-    )
-    picture = None if pictures is None else pictures / f"{stage.settings.state.stem}_4.png"
-    preview.score("4 steps", asked, made, vae, picture)
+        show(f"ODE guidance {guidance:g}", paths.ode(of(guidance), asked.noise * times[0], times)[-1])
+    generator = torch.Generator(device).manual_seed(1)
+    four = paths.few_steps(of(1.0), asked.noise, 4, sigma_max, stochastic=not images, generator=generator)
+    show("4 steps", four)
 
 
 def main() -> None:
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=dataset.FRAMES)
     parser.add_argument("--topk", type=float, default=1.0, help="share of key blocks that attention keeps")
     parser.add_argument("--expert", choices=("high", "low"), help="train this expert of image to video")
+    parser.add_argument("--other", type=Path, help="the other expert's file, for the clips made at the end")
     parser.add_argument("--clips", type=int, default=4096, help="to draw and encode for the training")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--previews", type=int, default=48, help="clips to make and to score at the end")
