@@ -24,7 +24,7 @@ from torch import Tensor
 from turbowan.demo import dataset, paths, preview
 from turbowan.demo.differentiable import Velocity
 from turbowan.demo.muon import Muon
-from turbowan.demo.regression import Regression, recorded
+from turbowan.demo.regression import recorded
 from turbowan.demo.stage import Losses, Settings, Stage, add_arguments
 from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
 from turbowan.demo.train_dit import VAE, new_model
@@ -168,20 +168,20 @@ def train(settings: Settings, course: Course) -> Stage:
     walking = Velocity(model, dtype=dtype, topk=course.topk)
     rounds = Rounds(teacher, walking, states[1:], states[0], course, device)
     pool = Pool(course.rounds)
-    regression: Regression | None = None
+    for _ in range(course.rounds):
+        pool.add(*rounds.make(generator))
+
+    def drawn(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, t, states, target = pool.draw(course.batch, generator)
+        return x.to(dtype), t, states, target.float()
+
+    loss = recorded(velocity, drawn(generator))
+    print(f"{course.rounds} rounds, recorded after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
 
     def losses_of(generator: torch.Generator) -> Losses:
-        nonlocal regression
-        if stage.step % course.steps_of_round == 0 or regression is None:
+        if stage.step % course.steps_of_round == 0:
             pool.add(*rounds.make(generator))
-        x, t, states, target = pool.draw(course.batch, generator)
-        x, target = x.to(dtype), target.float()
-        if regression is None:
-            for _ in range(course.rounds - 1):
-                pool.add(*rounds.make(generator))
-            regression = recorded(velocity, (x, t, states, target))
-            print(f"{course.rounds} rounds, recorded after {time.monotonic() - began:.1f} s", file=sys.stderr)
-        return {"loss": regression(x, t, states, target)}
+        return {"loss": loss(*drawn(generator))}
 
     stage.run(losses_of)
     stage.use_average()

@@ -8,10 +8,8 @@ Small clips with full attention come first, then the full size with sparse atten
 
     python -m turbowan.demo.train_dit --state work/small.safetensors --side 80 --batch 128
     python -m turbowan.demo.train_dit --state work/full.safetensors --start work/small.safetensors --topk 0.1
-    python -m turbowan.demo.train_dit --state work/high.safetensors --start work/full.safetensors --topk 0.1 \
-        --expert high
-    python -m turbowan.demo.train_dit --state work/low.safetensors --start work/full.safetensors --topk 0.1 \
-        --expert low --other work/high.safetensors
+    python -m turbowan.demo.train_dit --state work/i2v.safetensors --start work/full.safetensors --topk 0.1 \
+        --expert pair
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,8 +29,8 @@ from turbowan.demo.dataset import Dataset, Drawn
 from turbowan.demo.differentiable import Velocity, trainable
 from turbowan.demo.export_vae import averaged
 from turbowan.demo.muon import Muon
-from turbowan.demo.regression import Regression, recorded
-from turbowan.demo.stage import Losses, Settings, Stage, add_arguments
+from turbowan.demo.regression import recorded
+from turbowan.demo.stage import Settings, Stage, add_arguments
 from turbowan.demo.text_encoder import D_MODEL
 from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
 from turbowan.turbo_core.config import I2V_CHANNELS, T2V_CHANNELS
@@ -109,58 +107,84 @@ def noised(drawn: Drawn, t: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[
     return x, noise - clean
 
 
-def train(settings: Settings, course: Course) -> Stage:
-    """One call of a stage; what it takes to make the data counts as its minutes too."""
-    began = time.monotonic()
+@dataclass(frozen=True)
+class Material:
+    """What the stages of one call share."""
+
+    vae: WanVAE
+    encoder: TextEncoder
+    data: Dataset
+
+
+def gather(settings: Settings, course: Course) -> Material:
+    """Read VAE and text encoder, and make the clips."""
     device = torch.device(settings.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     vae = from_tensors(load_file(course.vae), device=device, dtype=torch.float32)
     encoder = TextEncoder.open(course.text_encoder)
-    images = course.expert is not None
-    generator = torch.Generator().manual_seed(settings.seed)
+    began = time.monotonic()
     data = dataset.make(
         vae,
         encoder,
         course.clips,
         side=course.side,
         frames=course.frames,
-        generator=generator,
+        generator=torch.Generator().manual_seed(settings.seed),
         device=device,
-        images=images,
+        images=course.expert is not None,
     )
-    model = new_model(I2V_CHANNELS if images else T2V_CHANNELS, course.start, settings.device, settings.seed)
+    told = f"{len(data)} clips of latents {tuple(data.latents.shape[1:])}"
+    print(f"{told} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    return Material(vae, encoder, data)
+
+
+def train(settings: Settings, course: Course, material: Material | None = None) -> Stage:
+    """One call of a stage; its minutes are those of the training alone."""
+    material = material or gather(settings, course)
+    data = material.data
+    device = torch.device(settings.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.set_float32_matmul_precision("high")
+    in_dim = T2V_CHANNELS if course.expert is None else I2V_CHANNELS
+    model = new_model(in_dim, course.start, settings.device, settings.seed)
     velocity = Velocity(model, dtype=dtype, topk=course.topk, compiled=device.type == "cuda")
     stage = Stage(model, settings, Muon(model.named_parameters(), lr=settings.rate))
-    told = f"{len(data)} clips of latents {tuple(data.latents.shape[1:])}"
-    print(f"{told} after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
     span = SPANS[course.expert]
-    regression: Regression | None = None
 
-    def losses_of(generator: torch.Generator) -> Losses:
-        nonlocal regression
-        drawn = dataset.draw_batch(data, course.batch, generator, nothing=NOTHING)
+    def drawn(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch = dataset.draw_batch(data, course.batch, generator, nothing=NOTHING)
         t = span.draw(course.batch, generator).to(device)
         torch.manual_seed(torch.randint(2**31, (1,), generator=generator).item())  # the noise on the device
-        x, target = noised(drawn, t, torch.randn(drawn.latents.shape, device=device), dtype)
-        if regression is None:
-            regression = recorded(velocity, (x, t, drawn.prompts.states, target))
-            print(f"recorded after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
-        return {"loss": regression(x, t, drawn.prompts.states, target)}
+        x, target = noised(batch, t, torch.randn(batch.latents.shape, device=device), dtype)
+        return x, t, batch.prompts.states, target
 
-    stage.run(losses_of)
+    loss = recorded(velocity, drawn(torch.Generator().manual_seed(0)))
+    stage.run(lambda generator: {"loss": loss(*drawn(generator))})
     stage.use_average()
     if course.previews and (course.expert is None or course.other is not None):
-        look(stage, course, vae, encoder, data, dtype)
+        look(stage, course, material, dtype)
     return stage
 
 
-def look(stage: Stage, course: Course, vae: WanVAE, encoder: TextEncoder, data: Dataset, dtype: torch.dtype) -> None:
+def train_pair(settings: Settings, course: Course) -> None:
+    """Both experts on the same clips, each for half of the minutes; to the state's name with theirs added."""
+    material = gather(settings, replace(course, expert="high"))
+    files = {
+        expert: settings.state.with_name(f"{settings.state.stem}_{expert}{settings.state.suffix}")
+        for expert in ("high", "low")
+    }
+    for expert, other in (("high", None), ("low", files["high"])):
+        of_expert = replace(settings, state=files[expert], minutes=settings.minutes / 2)
+        train(of_expert, replace(course, expert=expert, other=other), material)
+
+
+def look(stage: Stage, course: Course, material: Material, dtype: torch.dtype) -> None:
     """Clips by the averaged weights, in many steps and in four."""
+    vae, data = material.vae, material.data
     device = data.latents.device
     images = data.images is not None
     asked = preview.request(
-        vae, encoder, course.previews, side=course.side, frames=course.frames, images=images, device=device
+        vae, material.encoder, course.previews, side=course.side, frames=course.frames, images=images, device=device
     )
     models = [stage.model]
     if course.other is not None:
@@ -194,7 +218,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=160, help="of the clips, in pixels")
     parser.add_argument("--frames", type=int, default=dataset.FRAMES)
     parser.add_argument("--topk", type=float, default=1.0, help="share of key blocks that attention keeps")
-    parser.add_argument("--expert", choices=("high", "low"), help="train this expert of image to video")
+    parser.add_argument("--expert", choices=("high", "low", "pair"), help="train this of image to video")
     parser.add_argument("--other", type=Path, help="the other expert's file, for the clips made at the end")
     parser.add_argument("--clips", type=int, default=4096, help="to draw and encode for the training")
     parser.add_argument("--batch", type=int, default=32)
@@ -204,7 +228,8 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=VAE)
     given = vars(parser.parse_args())
     of_course = {name: given.pop(name) for name in Course.__dataclass_fields__ if name in given}
-    train(Settings(**given, slim=True, by_clock=True, warmup=50), Course(**of_course))
+    settings, course = Settings(**given, slim=True, by_clock=True, warmup=50), Course(**of_course)
+    (train_pair if course.expert == "pair" else train)(settings, course)
 
 
 if __name__ == "__main__":
