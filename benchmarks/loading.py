@@ -21,6 +21,7 @@ import torch
 from turbowan.benchmarks import released_files, synthetic
 from turbowan.turbo_core import checkpoint, file_reading
 from turbowan.turbo_core.checkpoint import Checkpoint
+from turbowan.turbo_core.file_reading import MappedFile
 
 VAE_WIDTH = 96
 DEVICE = torch.device("cuda")
@@ -54,7 +55,7 @@ def from_mapping(source: Checkpoint) -> None:
 
 
 def from_file(source: Checkpoint) -> None:
-    for _ in file_reading.to_device(list(source.tensors.values()), source.spans, DEVICE):
+    for _ in MappedFile(source.path, source.spans).to_device(list(source.tensors.values()), DEVICE):
         pass
     torch.cuda.synchronize()
 

@@ -8,22 +8,17 @@ nothing left to do, and `withdraw` puts the mapped tensors back, whose pages the
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Container
-from pathlib import Path
 
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor, nn
 
-from ..turbo_core import file_reading
-from ..turbo_core.file_spans import Spans, span_of
+from ..turbo_core.file_reading import MappedFile
+from ..turbo_core.file_spans import span_of
 from ..turbo_core.layers import Linear
 from . import _layout
 from ._operations import throw_if_interrupted
-
-log = logging.getLogger("turbowan")
 
 SMALL = 1 << 16  # bytes; the host's copy of a smaller weight costs no more than a read
 
@@ -31,14 +26,14 @@ SMALL = 1 << 16  # bytes; the host's copy of a smaller weight costs no more than
 class FileWeights:
     """Weights of `model` that lie in the file whole; their mapped tensors live as long as this does."""
 
-    def __init__(self, model: nn.Module, spans: Spans, path: Path) -> None:
-        self.path, self._state, self._spans = path, _state(path), spans
+    def __init__(self, model: nn.Module, file: MappedFile) -> None:
+        self.file = file
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
         self._mapped: dict[str, nn.Parameter] = {}
         self._placed: dict[str, nn.Parameter] = {}
         offsets: dict[str, int] = {}
         for name, layer in self._layers.items():
-            span = span_of(_data(layer.weight), spans)
+            span = span_of(_data(layer.weight), file.spans)
             if span is not None and span.size >= SMALL:
                 self._mapped[name], offsets[name] = layer.weight, span.offset
         self._order = sorted(offsets, key=offsets.__getitem__)
@@ -53,14 +48,8 @@ class FileWeights:
             for name in self._order
             if self._layers[name].weight is self._mapped[name] and f"{name}.weight" not in leave
         ]
-        if wanted and _state(self.path) != self._state:
-            log.warning(
-                "%s was changed since it was loaded; its weights come through the old file's mapping, which is slower",
-                self.path.name,
-            )
-            return 0
         weights = [self._mapped[name] for name in wanted]
-        read = file_reading.to_device([_data(weight) for weight in weights], self._spans, device)
+        read = self.file.to_device([_data(weight) for weight in weights], device)
         for name, weight, data in zip(wanted, weights, read, strict=True):
             throw_if_interrupted()
             self._layers[name].weight = self._placed[name] = nn.Parameter(_over(weight, data), requires_grad=False)
@@ -72,15 +61,6 @@ class FileWeights:
             if self._layers[name].weight is placed:
                 self._layers[name].weight = self._mapped[name]
         self._placed.clear()
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes if the file is replaced or written to; None if it is gone."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _data(weight: nn.Parameter) -> Tensor:

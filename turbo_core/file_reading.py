@@ -9,6 +9,8 @@ at the same time and host memory holds the ring alone.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +27,9 @@ from .errors import CheckpointError
 from .file_spans import FileSpan, Spans, span_of
 from .weight_file import DOWNLOAD_AGAIN
 
-CHUNK = 8 << 20  # bytes of one read; half the time of a smaller one goes into starting it
+log = logging.getLogger("turbowan")
+
+CHUNK = 8 << 20  # bytes of one read
 BUFFERS = 16  # 128 MiB of pinned memory, which torch keeps for the next load
 THREADS = 8
 
@@ -110,16 +114,39 @@ def read(spans: Sequence[FileSpan], device: torch.device) -> Iterator[Tensor]:
             buffer.close()
 
 
-def to_device(tensors: Sequence[Tensor], spans: Spans, device: torch.device) -> Iterator[Tensor]:
-    """Each tensor on `device`, in order: read from its file where it lies there whole, else copied.
+class MappedFile:
+    """A file and where its mapped tensors lie in it, made when it was mapped."""
 
-    Raises:
-        As `read`.
-    """
-    known = [span_of(tensor, spans) for tensor in tensors]
-    with closing(read([span for span in known if span is not None], device)) as data:
-        for tensor, span in zip(tensors, known, strict=True):
-            yield tensor.to(device) if span is None else next(data).view(tensor.dtype).view(tensor.shape)
+    def __init__(self, path: Path, spans: Spans) -> None:
+        self.path, self.spans, self._state = path, spans, _state(path)
+
+    def to_device(self, tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """Each tensor on `device`, in order: read from the file where it lies there whole, else copied.
+
+        All are copied where the file is another by now: the mapping still holds the one that was opened.
+
+        Raises:
+            As `read`.
+        """
+        spans = [span_of(tensor, self.spans) for tensor in tensors]
+        if any(spans) and _state(self.path) != self._state:
+            log.warning(
+                "%s was changed since it was opened; its weights come through the old file's mapping, which is slower",
+                self.path.name,
+            )
+            spans = [None] * len(spans)
+        with closing(read([span for span in spans if span is not None], device)) as data:
+            for tensor, span in zip(tensors, spans, strict=True):
+                yield tensor.to(device) if span is None else next(data).view(tensor.dtype).view(tensor.shape)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes if the file is replaced or written to; None if it is gone."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _chunks(spans: Iterable[FileSpan]) -> Iterator[_Chunk]:

@@ -148,6 +148,16 @@ class Linear(Lending):
         with self.lend(activation.like) as lent:
             return linear(activation, lent, gelu=gelu, rows=self.activation_rows, residual=residual)
 
+    def forward_with_squares(self, x: Activation) -> tuple[Tensor, Tensor | None]:
+        """`forward`, and Σ y² of its rows in parts, fp32 [parts, B·L], where the product leaves them."""
+        like = x.like
+        with self.lend(like) as lent:
+            if isinstance(lent.weight, BlockInt8) and block_int8.LINEAR.accepts(like):
+                codes = x.quantized(self.activation_rows)
+                y, squares = block_int8.linear_with_squares(codes, lent.weight, lent.bias, like=like)
+                return y.reshape(*like.shape[:-1], -1), squares
+            return linear(x, lent, gelu=False, rows=self.activation_rows), None
+
     def feed(self, reader: Linear, activation: Activation, *, gelu: bool) -> Activation:
         """`forward` for one reader: kept as codes alone where both layers and the kernel allow it."""
         like, taken = activation.like, reader.takes

@@ -53,13 +53,26 @@ def test_tensors_of_a_checkpoint_and_others_arrive_as_they_are(tmp_path: Path) -
     torch.save({"a": torch.randn(60, 70), "b": torch.arange(900, dtype=torch.int8), "c": torch.randn(8, 8).T}, path)
     file = open_weights(path)
     tensors = [*file.content.values(), file.content["a"][3], torch.randn(5)]
-    arrived = list(file_reading.to_device(tensors, file.spans, torch.device("cpu")))
+    mapped = file_reading.MappedFile(path, file.spans)
+    arrived = list(mapped.to_device(tensors, torch.device("cpu")))
     for tensor, copy in zip(tensors, arrived, strict=True):
         assert torch.equal(tensor, copy)
         assert tensor.dtype == copy.dtype
     assert [copy.data_ptr() != tensor.data_ptr() for tensor, copy in zip(tensors, arrived, strict=True)] == [
         True, True, False, False, False
     ]  # fmt: skip
+
+
+def test_another_file_of_that_name_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, other = tmp_path / "model.pth", tmp_path / "other.pth"
+    torch.save({"a": torch.ones(900)}, path)
+    torch.save({"a": torch.zeros(900)}, other)
+    file = open_weights(path)
+    mapped = file_reading.MappedFile(path, file.spans)
+    other.replace(path)
+    (arrived,) = mapped.to_device([file.content["a"]], torch.device("cpu"))
+    assert torch.equal(arrived, torch.ones(900))
+    assert "model.pth was changed since it was opened" in caplog.text
 
 
 def test_nothing_asked_nothing_read() -> None:

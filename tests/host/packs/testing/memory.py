@@ -69,7 +69,7 @@ def _from_file(base: type, changed: bool) -> type:
     class FilePatcher(base):
         def load(self, *args: Any, **options: Any) -> None:
             if changed:
-                os.utime(self.model.file_weights.path)
+                os.utime(self.model.file_weights.file.path)
             self.model.file_weights.place(self.load_device, leave=self.patches.keys() | self.pinned)
             return super().load(*args, **options)
 
