@@ -106,6 +106,8 @@ def kernel_errors(device: torch.device) -> dict[str, float]:
     hidden = block_int8.linear_quantized(block_int8.quantize_activations(x), w, None, gelu=True, like=x)
     ref = block_int8.linear_ref(block_int8.quantize_activations_ref(x), w, None, True, torch.float32)
     errors["linear int8 out"] = codes_error(hidden, ref)
+    y, squares = block_int8.linear_with_squares(block_int8.quantize_activations(x), w, None, like=x)
+    errors["linear squares"] = relative_error(squares, block_int8.row_squares_ref(y))
     text = v[:, :512].clone()
     text[:, 100:] = text[:, 99:100]
     repeats = text_attention.trailing_repeats(text.flatten(2))

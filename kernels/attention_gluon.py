@@ -134,7 +134,8 @@ def write_tile(
         ACC_ROWS: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
         amax = gl.maximum(gl.max(gl.abs(acc), axis=1), amax_min)
         codes = gl.minimum(acc * (128.0 / amax)[:, None] + _ROUND_MAGIC, _CODE_MAX)
-        room = view(room, [ROWS, D], gl.NVMMASharedLayout(128, 8, rank=2), gl.int8)
+        CODES: gl.constexpr = gl.NVMMASharedLayout(128, 8, rank=2)
+        room = view(room, [ROWS, D], CODES, gl.int8)
         room.store(codes.to(gl.int32, bitcast=True).to(gl.int8))
         tokens = first + gl.arange(0, ROWS, ACC_ROWS)
         own = out_scale_ptr + head.to(gl.int64) * token_count + batch.to(gl.int64) * length + tokens

@@ -29,9 +29,9 @@ VIEWS_GROW = gl.constexpr(not hasattr(gl, "barrier"))  # whether a view may go o
 
 @builtin
 def view(memory, shape, layout, dtype=None, _semantic=None):
-    """Shared memory from where ``memory`` starts, in another shape, of the same type or ``dtype``."""
+    """Shared memory from where ``memory`` starts, in another shape and, where one is given, another type."""
     shape = [_unwrap_if_constexpr(side) for side in _unwrap_if_constexpr(shape)]
-    dtype = memory.dtype if dtype is None else _unwrap_if_constexpr(dtype)
+    dtype = _unwrap_if_constexpr(dtype) or memory.dtype
     return _semantic.memdesc_reinterpret(memory, dtype, shape, _unwrap_if_constexpr(layout))
 
 

@@ -35,7 +35,8 @@ from .hopper_gluon import load_tile, view
 KEYS = 64
 STAGES = 4  # of 32 KiB, beside 32 KiB of queries and 32 of output
 # The entry count is 128 registers a thread (16 warps).
-ATTEND_REGISTERS, PREPARE_REGISTERS, COPY_REGISTERS = 216, 40, 24
+ATTEND_REGISTERS, PREPARE_REGISTERS, COPY_REGISTERS = 216, 56, 24
+PARTS = 16  # of a row's sum of squares that are loaded at once
 
 
 @gluon.jit
@@ -77,22 +78,25 @@ def _copy_blocks(
 def _prepare_factors(
     squares_ptr, factors, factors_ready, factors_free, score_scale, eps, tiles, q_blocks, heads, length, row_count,
     parts,
-    WIDTH: gl.constexpr, GROUPS: gl.constexpr,
+    WIDTH: gl.constexpr, GROUPS: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
-    """factors: for each group, what makes its rows' scores base-2 logarithms."""
+    """factors: for each group, what makes its rows' scores base-2 logarithms. PARTS squares are under way at once."""
     ROWS: gl.constexpr = factors.shape[1]
-    row = gl.arange(0, ROWS, gl.BlockedLayout([1], [32], [4], [0]))
+    LAYOUT: gl.constexpr = gl.BlockedLayout([PARTS, 1], [1, 32], [1, 4], [1, 0])
+    row = gl.arange(0, ROWS, gl.SliceLayout(0, LAYOUT))
+    number = gl.arange(0, PARTS, gl.SliceLayout(1, LAYOUT))
     turn = 1
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         batch = tile // heads // q_blocks
         first = tile // heads % q_blocks * (GROUPS * ROWS)
         for group in gl.static_range(GROUPS):
             token = gl.minimum(first + group * ROWS + row, length - 1)
-            pointers = squares_ptr + batch.to(gl.int64) * length + token
-            square = gl.load(pointers)
-            for _ in range(1, parts):
-                pointers += row_count
-                square += gl.load(pointers)
+            own = squares_ptr + batch.to(gl.int64) * length + token
+            square = gl.zeros([ROWS], gl.float32, gl.SliceLayout(0, LAYOUT))
+            for start in range(0, parts, PARTS):
+                part = start + number
+                pointers = own[None, :] + part.to(gl.int64)[:, None] * row_count
+                square += gl.sum(gl.load(pointers, mask=(part < parts)[:, None], other=0.0), axis=0)
             mbarrier.wait(factors_free.index(group), turn)
             factors.index(group).store(gl.rsqrt(square / WIDTH + eps) * score_scale)
             mbarrier.arrive(factors_ready.index(group))
@@ -170,6 +174,7 @@ def _text_attention_kernel(
     QUANTIZE: gl.constexpr,
     GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
+    PARTS: gl.constexpr,
     ATTEND_REGISTERS: gl.constexpr,
     PREPARE_REGISTERS: gl.constexpr,
     COPY_REGISTERS: gl.constexpr,
@@ -218,7 +223,7 @@ def _text_attention_kernel(
             )),
             (_prepare_factors, (
                 squares_ptr, factors, factors_ready, factors_free, score_scale, eps, tiles, q_blocks, HEADS, length,
-                row_count, parts, WIDTH, GROUPS,
+                row_count, parts, WIDTH, GROUPS, PARTS,
             )),
             (_copy_blocks, (
                 q_desc, k_desc, v_desc, repeats_ptr, q_tiles, k_tiles, v_tiles, q_ready, q_free, ready, free, tiles,
@@ -260,6 +265,7 @@ def text_attention_gluon(
             QUANTIZE=out_scale is not None,
             GROUPS=GROUPS,
             STAGES=STAGES,
+            PARTS=PARTS,
             ATTEND_REGISTERS=ATTEND_REGISTERS,
             PREPARE_REGISTERS=PREPARE_REGISTERS,
             COPY_REGISTERS=COPY_REGISTERS,

@@ -16,6 +16,7 @@ from .commands.generate import GENERATE
 from .commands.inspect import INSPECT
 from .commands.prompts import PROMPTS
 
+PACKAGES = {"PIL": "pillow", "websocket": "websocket-client", "yaml": "pyyaml"}  # named otherwise than their modules
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 COMMANDS: tuple[Command, ...] = (GENERATE, BATCH, DOWNLOAD, DOCTOR, INSPECT, CONVERT, PROMPTS, BENCH)
 
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (TurboWanError, BackendUnavailableError) as error:
             return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(f"the Python package {error.name} must be installed; run `pip install {error.name}`")
+        package = PACKAGES.get(error.name or "", error.name)
+        return _fail(f"the Python package {error.name} must be installed; run `pip install {package}`")
     except OSError as error:
         return _fail(f"{error.filename or parsed.command}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:

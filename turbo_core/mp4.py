@@ -1,7 +1,10 @@
 """An MP4 in memory: H.264 at a constant quality, with the settings of ComfyUI's SaveVideo, and AAC sound.
 
 x264 works on several frames at once (frame threads); PyAV alone would let it cut each frame into slices, which is
-slower and costs quality. It looks 40 frames ahead, so that packets come long after their frames.
+slower and costs quality. No frame is encoded before the encoder has seen `LOOKAHEAD` further ones, so that this many
+are left when the last frame comes: half of a clip with x264's own 40. With 20 a file is 0 to 7 % smaller and 0 to 0.15
+dB further from its frames, as with a CRF up to half a step higher (the one loss: a still that is panned, 0.4 dB at the
+same size).
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from types import TracebackType
 import av
 import numpy as np
 from av.codec.codec import UnknownCodecError
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange
 from torch import Tensor
 
 from .errors import BackendUnavailableError, SettingsError
 
 DEFAULT_CRF = 23  # FFmpeg's for libx264, and so ComfyUI's
+LOOKAHEAD = 20  # frames
 BT709, SRGB_CURVE = 1, 13  # codes of H.273, as are the tags of ComfyUI's own files
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
@@ -72,19 +77,7 @@ class Mp4:
         self._frames = 0
         self._container = av.open(self._buffer, mode="w", format="mp4")
         self._rate = wanted.rate
-        try:
-            self._video = self._container.add_stream("h264", rate=wanted.rate)
-        except UnknownCodecError as error:
-            raise BackendUnavailableError(
-                f"MP4: PyAV {av.__version__} must have an H.264 encoder, it has none; install its own build with "
-                "'pip install --force-reinstall av'"
-            ) from error
-        self._video.width, self._video.height, self._video.pix_fmt = wanted.width, wanted.height, "yuv420p"
-        self._video.options = {"crf": str(wanted.crf)}
-        context = self._video.codec_context
-        context.thread_type = "FRAME"
-        context.color_primaries = context.colorspace = BT709
-        context.color_trc, context.color_range = SRGB_CURVE, ColorRange.MPEG
+        self._video = h264_stream(self._container, (wanted.width, wanted.height), wanted.rate, wanted.crf)
         if wanted.sound is not None:
             self._add_sound(wanted.sound, Fraction(wanted.frames) / wanted.rate)
 
@@ -125,3 +118,22 @@ class Mp4:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container.close()
+
+
+def h264_stream(container: OutputContainer, size: tuple[int, int], rate: Fraction | int, crf: int) -> av.VideoStream:
+    """A stream of yuv420p frames (width, height) as `yuv` makes them, for a container that has none yet."""
+    try:
+        stream = container.add_stream("h264", rate=rate)
+    except UnknownCodecError as error:
+        raise BackendUnavailableError(
+            f"MP4: PyAV {av.__version__} must have an H.264 encoder, it has none; install its own build with "
+            "'pip install --force-reinstall av'"
+        ) from error
+    stream.width, stream.height = size
+    stream.pix_fmt = "yuv420p"
+    stream.options = {"crf": str(crf), "rc-lookahead": str(LOOKAHEAD)}
+    context = stream.codec_context
+    context.thread_type = "FRAME"
+    context.color_primaries = context.colorspace = BT709
+    context.color_trc, context.color_range = SRGB_CURVE, ColorRange.MPEG
+    return stream

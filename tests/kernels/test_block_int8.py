@@ -151,6 +151,7 @@ def test_gemm_leaves_the_squares_of_what_it_wrote(shape, half, device, generator
     y, squares = linear_with_squares_triton(a, w, bias, half)
     assert torch.equal(y, linear_triton(a, w, bias, False, half))
     assert relative_error(squares, block_int8.row_squares_ref(y)) < SAME_MATHS_FP32
+    assert relative_error(squares.sum(dim=0), y.float().square().sum(dim=1)) < SAME_MATHS_FP32
 
 
 @pytest.mark.parametrize("gate_rows", ["none", "shared", "per sample"])

@@ -206,6 +206,27 @@ def test_a_native_prompt_is_counted_from_its_parts_or_not_at_all() -> None:
     assert prompt_rows.native_prompt_ms([step], 400.0) is None
 
 
+def test_milliseconds_of_nodes_are_of_their_parts_and_no_longer_name() -> None:
+    parts = {
+        "TurboT2VSampler step 1": 0.25, "TurboT2VSampler end": 0.05, "TurboVAEDecodeVideo compile": 0.1,
+        "TurboVAEDecodeVideo": 0.6, "SaveVideo": 0.02, "total": 1.5,
+    }  # fmt: skip
+    runs = [
+        host_run.Figures(
+            seconds={name: turn * value for name, value in parts.items()},
+            bitrate=1.0, allocated={}, reserved={}, gpu_used=0, host={},
+        )
+        for turn in (1, 2, 9)
+    ]  # fmt: skip
+    for nodes, seconds in (
+        (("TurboT2VSampler",), 0.3),
+        (("TurboVAEDecodeVideo", "SaveVideo"), 0.72),
+        (("TurboVAEDecode",), 0),
+        (("total",), 1.5),
+    ):
+        assert prompt_rows._of_nodes(runs, *nodes) == pytest.approx(2e3 * seconds)
+
+
 def test_the_peer_of_decoding_to_video_goes_through_images() -> None:
     shipped = json.loads(host_run.WORKFLOW.read_text())
     changed = host_run.through_images(shipped)
