@@ -13,6 +13,7 @@ from .prompt_cache import TurboPromptCache
 from .sampling_parts import TurboSamplerSelect, TurboScheduler
 from .t2v_sampler import TurboT2VSampler
 from .vae_decode import TurboVAEDecode
+from .vae_decode_video import TurboVAEDecodeVideo
 
 __all__ = ["TurboWanExtension"]
 
@@ -28,6 +29,7 @@ class TurboWanExtension(ComfyExtension):
             TurboI2VSampler,
             TurboImageToVideo,
             TurboVAEDecode,
+            TurboVAEDecodeVideo,
             TurboPromptCache,
             TurboScheduler,
             TurboSamplerSelect,

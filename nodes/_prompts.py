@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("turbowan")
 
 MEGABYTE = 10**6
+EMBEDDING = re.compile(r"embedding:([^\s,():]+)")
+EMBEDDING_ENDINGS = ("", ".safetensors", ".pt", ".bin")
 # What the last lazy check found, until the same node runs a moment later: another process may remove the file between.
 _found: dict[str, Conditioning] = {}
 
@@ -96,7 +99,8 @@ def _cache(disk_mb: int) -> PromptCache:
 
 
 def _key(text: str, link: list[Any], hidden: io.HiddenHolder) -> str:
-    return prompt_key(text, link, hidden.dynprompt.get_node, _stamps, _encoder_options())
+    others = [*_encoder_options(), *_embeddings(text)]
+    return prompt_key(text, link, hidden.dynprompt.get_node, _stamps, others)
 
 
 def _stamps(value: str) -> list[Any]:
@@ -111,6 +115,13 @@ def _stamps(value: str) -> list[Any]:
     if os.path.isabs(value) and os.path.isfile(value):
         found.append(["", *_stamp(value)])
     return found
+
+
+def _embeddings(text: str) -> list[Any]:
+    """Stamps of the textual inversions that a prompt names, as ``embedding:name``."""
+    names = (name + ending for name in EMBEDDING.findall(text) for ending in EMBEDDING_ENDINGS)
+    paths = (folder_paths.get_full_path("embeddings", name) for name in names)
+    return [["embedding", *_stamp(path)] for path in paths if path is not None]
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -268,7 +268,9 @@ class Pipeline:
             weights = sum(tensor.numel() for tensor in self._vae_tensors.values()) * self._vae_dtype.itemsize
             if VAE_SHARE * (free_bytes(self.device) - weights) < plan.working_bytes:
                 self.release()
-        vae = vae_weights.from_tensors(self._vae_tensors, device=self.device, dtype=self._vae_dtype)
+        vae = vae_weights.from_tensors(
+            self._vae_tensors, device=self.device, dtype=self._vae_dtype, direction=direction
+        )
         if direction not in self._compiled:
             vae.compile_ahead(direction, progress=self._reporter("kernels"), interrupted=self._interrupted)
             self._compiled.add(direction)

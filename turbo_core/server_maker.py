@@ -26,7 +26,7 @@ STAGES = {
     "TurboLoader": "weights",
     "TurboT2VSampler": "sampling",
     "TurboI2VSampler": "sampling",
-    "TurboVAEDecode": "frames",
+    "TurboVAEDecodeVideo": "frames",
 }
 FILE_INPUTS = {"TurboLoader": "file", "CLIPLoader": "clip_name", "VAELoader": "vae_name"}
 

@@ -1,4 +1,4 @@
-"""MP4 files: H.264, yuv420p, BT.709, with the video's parameters as JSON in the comment tag.
+"""MP4 files: H.264 as `mp4` writes it, with the video's parameters as JSON in the comment tag.
 
 A file grows under a temporary name beside its target and takes the target's name when it is complete. Frames are
 encoded in another thread, while the next ones are made.
@@ -20,10 +20,8 @@ from torch import Tensor
 
 from .errors import CheckpointError, SettingsError
 
-QUALITY = "18"  # x264's constant rate factor: hardly told from the source
+QUALITY = 18  # x264's constant rate factor: hardly told from the source
 IN_FLIGHT = 2  # pieces that wait for the encoder
-BT709 = 1  # as H.264 numbers primaries, transfer and matrix
-LIMITED_RANGE = 1
 PARTIAL = ".partial"
 COMMENT = "comment"
 
@@ -34,6 +32,8 @@ class VideoFile:
     def __init__(self, path: Path, size: tuple[int, int], fps: int, comment: Mapping[str, Any]) -> None:
         import av
 
+        from .mp4 import h264_stream
+
         if not path.parent.is_dir():
             raise SettingsError(f"output: the folder {path.parent} must exist, it does not; make it first")
         self.path = path
@@ -41,7 +41,7 @@ class VideoFile:
         self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
         try:
             self._container.metadata[COMMENT] = json.dumps(comment, ensure_ascii=False)
-            self._stream = _h264_stream(self._container, size, fps)
+            self._stream = h264_stream(self._container, size, fps, QUALITY)
         except BaseException:
             self._container.close()
             self._partial.unlink()
@@ -118,15 +118,3 @@ def read_comment(path: Path) -> dict[str, Any]:
             f"video: {path} must carry its parameters, as `turbowan generate` writes them; this one came from elsewhere"
         )
     return parameters
-
-
-def _h264_stream(container: Any, size: tuple[int, int], fps: int) -> Any:
-    stream = container.add_stream("libx264", rate=fps, options={"crf": QUALITY})
-    stream.width, stream.height = size
-    stream.pix_fmt = "yuv420p"
-    stream.time_base = Fraction(1, fps)
-    stream.thread_type = "FRAME"
-    codec = stream.codec_context
-    codec.color_primaries = codec.color_trc = codec.colorspace = BT709
-    codec.color_range = LIMITED_RANGE
-    return stream

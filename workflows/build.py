@@ -42,8 +42,7 @@ INPUTS: dict[str, list[tuple[str, str]]] = {
         ("latent", "LATENT"),
     ],
     "TurboImageToVideo": [("conditioning", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE")],
-    "TurboVAEDecode": [("samples", "LATENT"), ("vae", "VAE")],
-    "CreateVideo": [("images", "IMAGE"), ("audio", "AUDIO")],
+    "TurboVAEDecodeVideo": [("samples", "LATENT"), ("vae", "VAE"), ("audio", "AUDIO")],
     "SaveVideo": [("video", "VIDEO")],
 }
 OUTPUTS: dict[str, list[tuple[str, str]]] = {
@@ -57,8 +56,7 @@ OUTPUTS: dict[str, list[tuple[str, str]]] = {
     "TurboT2VSampler": [("LATENT", "LATENT")],
     "TurboI2VSampler": [("LATENT", "LATENT")],
     "TurboImageToVideo": [("conditioning", "CONDITIONING"), ("latent", "LATENT")],
-    "TurboVAEDecode": [("IMAGE", "IMAGE")],
-    "CreateVideo": [("VIDEO", "VIDEO")],
+    "TurboVAEDecodeVideo": [("VIDEO", "VIDEO")],
 }
 
 
@@ -204,13 +202,17 @@ def loader(file: str) -> dict[str, Any]:
 def video(corner: tuple[int, int], prefix: str) -> Graph:
     x, y = corner
     return {
-        "decode": Node("TurboVAEDecode", (x, y, 260, 60), links={"samples": ("sampler", 0), "vae": ("vae", 0)}),
-        "frames": Node("CreateVideo", (x, y + 110, 260, 90), {"fps": 16.0}, {"images": ("decode", 0)}),
+        "decode": Node(
+            "TurboVAEDecodeVideo",
+            (x, y, 260, 130),
+            {"fps": 16.0, "crf": 23},
+            {"samples": ("sampler", 0), "vae": ("vae", 0)},
+        ),
         "save": Node(
             "SaveVideo",
             (x + 300, y, 420, 420),
             {"filename_prefix": prefix, "format": "auto", "codec": "auto"},
-            {"video": ("frames", 0)},
+            {"video": ("decode", 0)},
         ),
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from host import demo, video
 from host.client import ComfyClient
 from host.server import REPO, ComfyProcess, default_packs
@@ -36,15 +37,31 @@ def host_with_demo(
         yield process
 
 
-def test_the_shipped_workflow_makes_a_video(host_with_demo: ComfyProcess) -> None:
+@pytest.fixture(scope="module")
+def made(host_with_demo: ComfyProcess) -> bytes:
+    """The MP4 that the shipped workflow saves."""
     client = ComfyClient(host_with_demo.url)
     graph = workflow()
     run = client.run(graph)
     assert run.ok, run.error
     assert run.texts[nodes_of(graph, "TurboPromptCache")[0]] == f"prompt from {demo_bundle.PROMPTS}"
     saved = run.outputs[nodes_of(graph, "SaveVideo")[0]]["images"][0]
-    decoded = video.decode(client.view(saved["filename"], saved["subfolder"]))
-    assert decoded == video.Video(width=160, height=160, frames=81, fps=16.0)
+    return client.view(saved["filename"], saved["subfolder"])
+
+
+def test_the_shipped_workflow_makes_a_video(made: bytes) -> None:
+    assert video.decode(made) == video.Video(width=160, height=160, frames=81, fps=16.0)
+
+
+@pytest.mark.skipif(not demo.is_shipped(), reason="the demo bundle is not complete; random weights show nothing")
+def test_the_video_shows_what_was_asked(made: bytes) -> None:
+    from turbowan.demo.detector import detect
+    from turbowan.demo.vocabulary import Triple
+
+    frames = torch.from_numpy(video.images(made)).permute(3, 0, 1, 2)[None]  # [1, 3, T, H, W]
+    (found,) = detect(frames.float() / 127.5 - 1)
+    assert _prompt() == "a red ball bouncing to the right"
+    assert found.confirms(Triple("red", "ball", "bounce right")), found
 
 
 def test_the_loader_lists_networks_alone(host_with_demo: ComfyProcess) -> None:

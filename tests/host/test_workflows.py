@@ -19,9 +19,9 @@ from PIL import Image
 SIZES = {"width": WIDTH, "height": HEIGHT, "length": LENGTH, "resolution": "custom"}
 SHIPPED = {path.stem: path for path in sorted((REPO / "workflows" / "api").glob("*.json"))}
 NODES = {
-    "TurboWan_T2V": {"TurboLoader": 1, "TurboT2VSampler": 1, "TurboVAEDecode": 1},
-    "TurboWan_I2V": {"TurboLoader": 2, "TurboImageToVideo": 1, "TurboI2VSampler": 1, "TurboVAEDecode": 1},
-    "TurboWan_Demo": {"TurboLoader": 1, "TurboPromptCache": 1, "TurboT2VSampler": 1, "TurboVAEDecode": 1},
+    "TurboWan_T2V": {"TurboLoader": 1, "TurboT2VSampler": 1, "TurboVAEDecodeVideo": 1},
+    "TurboWan_I2V": {"TurboLoader": 2, "TurboImageToVideo": 1, "TurboI2VSampler": 1, "TurboVAEDecodeVideo": 1},
+    "TurboWan_Demo": {"TurboLoader": 1, "TurboPromptCache": 1, "TurboT2VSampler": 1, "TurboVAEDecodeVideo": 1},
 }
 RELEASED = ("TurboWan_T2V", "TurboWan_I2V")  # the workflows of released files
 
@@ -60,7 +60,7 @@ def test_all_workflows_are_shipped() -> None:
     for name, wanted in NODES.items():
         prompt = shipped(name)
         assert {kind: len(nodes_of(prompt, kind)) for kind in wanted} == wanted
-        assert [prompt[node]["inputs"]["fps"] for node in nodes_of(prompt, "CreateVideo")] == [16.0]
+        assert [prompt[node]["inputs"]["fps"] for node in nodes_of(prompt, "TurboVAEDecodeVideo")] == [16.0]
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -109,7 +109,7 @@ def test_shipped_image_workflow_sizes_by_the_image(client: ComfyClient, picture:
     assert run.report("probe")["shape"] == [1, 16, 1, 784 // 8, 1168 // 8]
 
 
-_AFTER_CONDITIONING = {"TurboI2VSampler", "TurboVAEDecode", "CreateVideo", "SaveVideo", "TurboLoader"}
+_AFTER_CONDITIONING = {"TurboI2VSampler", "TurboVAEDecodeVideo", "SaveVideo", "TurboLoader"}
 
 
 def test_shrinking_changes_nothing_else() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from turbowan.turbo_core import comfy_client
+from turbowan.turbo_core import comfy_client, server_maker
 from turbowan.turbo_core.comfy_client import ComfyClient
 from turbowan.turbo_core.errors import ServerError, SettingsError
 
@@ -129,3 +129,11 @@ def test_a_download_is_whole_or_nothing(serve: Callable[[Answers], str], tmp_pat
 def test_an_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="image: .* must be readable"):
         ComfyClient("http://127.0.0.1:9").upload_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("family", server_maker.NAMES)
+def test_progress_of_every_shipped_node_of_ours_is_told(family: str) -> None:
+    shipped = json.loads((server_maker.WORKFLOWS / server_maker.NAMES[family]).read_text(encoding="utf-8"))
+    ours = {node["class_type"] for node in shipped.values() if node["class_type"].startswith(server_maker.PACK)}
+    assert "TurboVAEDecodeVideo" in ours
+    assert ours <= server_maker.STAGES.keys()

@@ -84,6 +84,14 @@ def test_text_and_json() -> None:
     assert report.worst([]) == "ok"
 
 
+@pytest.mark.parametrize(("installed", "told"), [(None, True), ("/usr/bin/turbowan", False)])
+def test_commands_can_be_typed(monkeypatch: pytest.MonkeyPatch, installed: str | None, told: bool) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: installed)
+    asks = warn("models", "nothing there", "`turbowan download t2v-1.3b`")
+    assert (f'"{sys.executable}" "{ROOT}"' in report.as_text([asks])) is told
+    assert "PATH" not in report.as_text([ok("models", "there")])
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [

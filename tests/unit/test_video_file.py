@@ -33,7 +33,7 @@ def test_colours_are_bt709_as_tagged(tmp_path: Path, colour: tuple[int, int, int
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
         codec = stream.codec_context
-        assert (codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc) == (1, 1, 1, 1)
+        assert (codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc) == (1, 1, 1, 13)
         assert (codec.name, codec.pix_fmt, float(stream.average_rate)) == ("h264", "yuv420p", 16.0)
     assert len(frames) == 5
     red, green, blue = (value / 255 for value in colour)

@@ -78,7 +78,7 @@ _READERS = {name: _reader(kind) for name, kind, _ in video_options.VIDEO_SETTING
 
 BATCH = Command(
     name="batch",
-    summary="make a video of each line of a file; goes on where it was stopped",
+    summary="make a video of each line of a file, resumable",
     add_arguments=_add_arguments,
     run=_run,
 )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import comfyui, files, gpu, kernels, system
 from .finding import LEVELS, Finding, Probe, Surroundings, warn
 
 log = logging.getLogger("turbowan")
+
+PACK = Path(__file__).parents[2]
 
 PROBES = (
     Probe(topic="python", look=system.python),
@@ -49,7 +54,7 @@ def ask(probe: Probe, surroundings: Surroundings) -> list[Finding]:
         try:
             for finding in probe.look(surroundings):
                 found.append(finding)
-        except Exception as failure:
+        except Exception as failure:  # whatever a machine answers, the doctor goes on
             log.debug("doctor: %s", probe.topic, exc_info=True)
             text = f"could not be examined: {type(failure).__name__}: {failure}"
             found.append(warn(probe.topic, text, "report this with the lines above"))
@@ -72,6 +77,8 @@ def as_text(findings: Sequence[Finding]) -> str:
         if finding.remedy:
             lines.append(f"       {'':<13}  -> {finding.remedy}")
     counts = ", ".join(f"{sum(f.level == level for f in findings)} {level}" for level in LEVELS)
+    if any("`turbowan " in finding.remedy for finding in findings) and shutil.which("turbowan") is None:
+        lines += ["", f'turbowan is not on the PATH; the same command: "{sys.executable}" "{PACK}"']
     return "\n".join([*lines, "", f"TurboWan doctor: {counts}"])
 
 
