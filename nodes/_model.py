@@ -22,9 +22,12 @@ from ..turbo_core.config import T2V_CHANNELS, WanConfig
 from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError, SettingsError
 from ..turbo_core.layers import ROW_LINEARS, Linear, TorchOperations
 from ..turbo_core.model import TurboWan
+from ._file_weights import FileWeights
 from ._hooks import ComfyHooks, Options, rope_options
 from ._operations import progress_bar, throw_if_interrupted
 
+UMT5_XXL = 4096  # the width of its states
+OTHER_TEXT = "use the prompts that came with this model (TurboPromptCache without clip), or its own text encoder"
 SAVED_PREFIX = "model.diffusion_model."  # what the host puts before the names of a saved network
 
 
@@ -112,8 +115,11 @@ class TurboWanBase(comfy.model_base.WAN21):
         config: what the network is.
         expert: "high" or "low" where the file says which expert of a pair it is.
         rounds_timestep: TurboDiffusion networks were trained on timesteps rounded to bf16; other Wan files were not.
+        file_weights: the large weights in their file; whoever makes the model sets them.
         weight_noise: what rounding the weights cost while they were loaded, where that was measured.
     """
+
+    file_weights: FileWeights
 
     def __init__(
         self,
@@ -161,9 +167,10 @@ class TurboWanBase(comfy.model_base.WAN21):
     def _check_text(self, text: Tensor | None) -> None:
         if text is None or text.ndim != 3 or text.shape[-1] != self.config.text_dim:
             got = "none" if text is None else str(tuple(text.shape))
+            umt5 = self.config.text_dim == UMT5_XXL
             raise ConditioningError(
                 f"{self.config.name}: text conditioning must be [1, tokens, {self.config.text_dim}], got {got}; "
-                "encode the prompt with umT5-XXL (Load CLIP with type 'wan')"
+                + ("encode the prompt with umT5-XXL (Load CLIP with type 'wan')" if umt5 else OTHER_TEXT)
             )
         if not torch.isfinite(text).all():
             raise ConditioningError(

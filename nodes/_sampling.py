@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..turbo_core import rcm
+from ..turbo_core import memory, rcm
 from ..turbo_core.config import I2V_CHANNELS, T2V_CHANNELS, Family
 from ..turbo_core.errors import ConditioningError, SettingsError
 from ..turbo_core.rcm import NoiseOrder, StepNoise
@@ -211,19 +211,9 @@ def warn_if_swapped(high: ModelPatcher, low: ModelPatcher, where: str) -> None:
             )
 
 
-@contextmanager
-def memory_advice(where: str, device: torch.device, remedy: str) -> Iterator[None]:
-    """Add the peak and the remedy to an out-of-memory error, which stays torch's own for the host to act on."""
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        yield
-    except RuntimeError as error:
-        if _is_out_of_memory(error):
-            peak = f" at a peak of {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if cuda else ""
-            error.args = (f"{where}: ran out of memory on {device}{peak}; {remedy}. {error}",)
-        raise
+def memory_advice(where: str, device: torch.device, remedy: str) -> AbstractContextManager[None]:
+    """`turbo_core.memory.memory_advice` with the host's own idea of such an error."""
+    return memory.memory_advice(where, device, remedy, _is_out_of_memory)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

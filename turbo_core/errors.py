@@ -4,14 +4,16 @@ Every message has the form ``where: what must hold, what came; remedy``. All are
 host shows them and goes on; running out of GPU memory stays torch's own type, because hosts unload models on it.
 """
 
-from ..kernels.dispatch import BackendUnavailableError
+from ..kernels.errors import BackendUnavailableError
 
 __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConditioningError",
+    "DownloadError",
     "LatentError",
     "NonFiniteError",
+    "ServerError",
     "SettingsError",
     "TurboWanError",
     "UnsupportedModelError",
@@ -38,8 +40,16 @@ class LatentError(TurboWanError):
     """A latent or image whose size the model cannot take."""
 
 
+class ServerError(TurboWanError):
+    """A ComfyUI elsewhere cannot be reached, or cannot or did not make the video."""
+
+
 class SettingsError(TurboWanError):
     """A setting out of its range, or one that this file or machine cannot serve."""
+
+
+class DownloadError(TurboWanError):
+    """A file cannot be had from the hub, or what came is not what the hub promised."""
 
 
 class NonFiniteError(TurboWanError):

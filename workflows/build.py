@@ -1,6 +1,6 @@
 """Writes the shipped workflows: one description of each graph → UI format, API format and a thumbnail.
 
-`python workflows/build.py` needs Pillow; users never run it.
+`python workflows/build.py` needs Pillow and the installed pack; users never run it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from turbowan.turbo_core import demo_bundle
+from turbowan.turbo_core.catalogue import RELEASES, TEXT_ENCODER, HubFile
+from turbowan.turbo_core.catalogue import VAE as DECODER
+
 HERE = Path(__file__).resolve().parent
 SEED_CONTROL = "randomize"  # a second widget value that the frontend keeps after every seed
 THUMBNAIL_WIDTH = 640
@@ -21,24 +25,15 @@ OURS = "Turbo"  # begins the ids of this pack's nodes
 
 PACK, CORE = "comfyui-turbowan", "comfy-core"  # in the Comfy Registry
 
-HUB = "https://huggingface.co"
-T2V = "TurboWan2.1-T2V-1.3B-480P-quant.pth"
-I2V_HIGH, I2V_LOW = (f"TurboWan2.2-I2V-A14B-{expert}-720P-quant.pth" for expert in ("high", "low"))
-ENCODER, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
-I2V_REPOSITORY = "TurboDiffusion/TurboWan2.2-I2V-A14B-720P"
-REPACKAGED = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
-# file → folder in models, repository, folder in the repository
-FILES: dict[str, tuple[str, str, str]] = {
-    T2V: ("diffusion_models", "TurboDiffusion/TurboWan2.1-T2V-1.3B-480P", ""),
-    I2V_HIGH: ("diffusion_models", I2V_REPOSITORY, ""),
-    I2V_LOW: ("diffusion_models", I2V_REPOSITORY, ""),
-    ENCODER: ("text_encoders", REPACKAGED, "split_files/text_encoders"),
-    VAE: ("vae", REPACKAGED, "split_files/vae"),
-}
+QUANTIZED = {file.name: file for release in RELEASES.values() for file in release.files()}
+(T2V,) = (file.name for file in RELEASES["t2v-1.3b"].network())
+I2V_HIGH, I2V_LOW = (file.name for file in RELEASES["i2v-a14b"].network())
+ENCODER, VAE = TEXT_ENCODER.name, DECODER.name
 
 # class → sockets in the order of its schema, as (name, type)
 INPUTS: dict[str, list[tuple[str, str]]] = {
     "CLIPTextEncode": [("clip", "CLIP")],
+    "TurboPromptCache": [("clip", "CLIP")],
     "TurboT2VSampler": [("model", "MODEL"), ("conditioning", "CONDITIONING"), ("latent", "LATENT")],
     "TurboI2VSampler": [
         ("model_high", "MODEL"),
@@ -47,22 +42,21 @@ INPUTS: dict[str, list[tuple[str, str]]] = {
         ("latent", "LATENT"),
     ],
     "TurboImageToVideo": [("conditioning", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE")],
-    "TurboVAEDecode": [("samples", "LATENT"), ("vae", "VAE")],
-    "CreateVideo": [("images", "IMAGE"), ("audio", "AUDIO")],
+    "TurboVAEDecodeVideo": [("samples", "LATENT"), ("vae", "VAE"), ("audio", "AUDIO")],
     "SaveVideo": [("video", "VIDEO")],
 }
 OUTPUTS: dict[str, list[tuple[str, str]]] = {
     "TurboLoader": [("MODEL", "MODEL")],
     "CLIPLoader": [("CLIP", "CLIP")],
     "CLIPTextEncode": [("CONDITIONING", "CONDITIONING")],
+    "TurboPromptCache": [("CONDITIONING", "CONDITIONING")],
     "VAELoader": [("VAE", "VAE")],
     "LoadImage": [("IMAGE", "IMAGE"), ("MASK", "MASK")],
     "EmptyHunyuanLatentVideo": [("LATENT", "LATENT")],
     "TurboT2VSampler": [("LATENT", "LATENT")],
     "TurboI2VSampler": [("LATENT", "LATENT")],
     "TurboImageToVideo": [("conditioning", "CONDITIONING"), ("latent", "LATENT")],
-    "TurboVAEDecode": [("IMAGE", "IMAGE")],
-    "CreateVideo": [("VIDEO", "VIDEO")],
+    "TurboVAEDecodeVideo": [("VIDEO", "VIDEO")],
 }
 
 
@@ -162,6 +156,45 @@ def image_to_video() -> Graph:
     }
 
 
+def demo() -> Graph:
+    return {
+        "note": Node(
+            "MarkdownNote",
+            (-420, 0, 380, 420),
+            {
+                "text": "## TurboWan: the demo model\n\nIt lies in this pack: nothing to download, no text encoder, "
+                "and a CPU is enough. It was trained on coloured shapes that move, and runs through the same nodes as "
+                "the released models.\n\nWrite *a* COLOUR SHAPE MOTION:\n\n"
+                "- red, yellow, green, cyan, blue, purple\n- ball, square, triangle, star, cross\n"
+                "- moving to the left, moving to the right, moving up, moving down, bouncing to the left, "
+                "bouncing to the right, spinning in place (a ball does not)"
+            },
+            title="Note",
+        ),
+        "model": Node("TurboLoader", (0, 0, 420, 150), loader(demo_bundle.T2V)),
+        "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": demo_bundle.VAE}),
+        "text": Node(
+            "TurboPromptCache",
+            (460, 0, 420, 200),
+            {"text": "a red ball bouncing to the right", "disk_mb": 1024},
+            title="Prompt",
+        ),
+        "latent": Node(
+            "EmptyHunyuanLatentVideo",
+            (460, 250, 420, 130),
+            {"width": 160, "height": 160, "length": 81, "batch_size": 1},
+            title="Size and length",
+        ),
+        "sampler": Node(
+            "TurboT2VSampler",
+            (920, 0, 320, 200),
+            {"seed": 0, "steps": 4, "sigma_max": 80.0, "noise": "comfy"},
+            {"model": ("model", 0), "conditioning": ("text", 0), "latent": ("latent", 0)},
+        ),
+        **video((1280, 0), "video/TurboWan_Demo"),
+    }
+
+
 def loader(file: str) -> dict[str, Any]:
     return {"file": file, "attention": "auto", "topk": 0.1, "precision": "auto"}
 
@@ -169,33 +202,30 @@ def loader(file: str) -> dict[str, Any]:
 def video(corner: tuple[int, int], prefix: str) -> Graph:
     x, y = corner
     return {
-        "decode": Node("TurboVAEDecode", (x, y, 260, 60), links={"samples": ("sampler", 0), "vae": ("vae", 0)}),
-        "frames": Node("CreateVideo", (x, y + 110, 260, 90), {"fps": 16.0}, {"images": ("decode", 0)}),
+        "decode": Node(
+            "TurboVAEDecodeVideo",
+            (x, y, 260, 130),
+            {"fps": 16.0, "crf": 23},
+            {"samples": ("sampler", 0), "vae": ("vae", 0)},
+        ),
         "save": Node(
             "SaveVideo",
             (x + 300, y, 420, 420),
             {"filename_prefix": prefix, "format": "auto", "codec": "auto"},
-            {"video": ("frames", 0)},
+            {"video": ("decode", 0)},
         ),
     }
 
 
 def note(box: tuple[int, int, int, int], title: str, files: list[str], text: str) -> Node:
-    lines = [f"- `models/{FILES[file][0]}`: [{file}]({_page(file)})" for file in [*files, ENCODER, VAE]]
+    needed = (QUANTIZED[file] for file in [*files, ENCODER, VAE])
+    lines = [f"- `models/{file.folder}`: [{file.name}]({file.page})" for file in needed]
     return Node("MarkdownNote", box, {"text": "\n".join([f"## {title}", "", "Files:", *lines, "", text])}, title="Note")
 
 
-def _page(file: str) -> str:
-    """Where a reader sees the file among its repository's others."""
-    _, repository, folder = FILES[file]
-    return f"{HUB}/{repository}/tree/main/{folder}" if folder else f"{HUB}/{repository}"
-
-
-def _download(file: str) -> dict[str, str]:
+def _download(file: HubFile) -> dict[str, str]:
     """The file as ComfyUI's missing-model dialog wants it."""
-    directory, repository, folder = FILES[file]
-    path = f"{folder}/{file}" if folder else file
-    return {"name": file, "url": f"{HUB}/{repository}/resolve/main/{path}", "directory": directory}
+    return {"name": file.name, "url": file.url, "directory": file.folder}
 
 
 def to_ui(graph: Graph) -> dict[str, Any]:
@@ -263,7 +293,7 @@ def _ui_node(node: Node, number: int, links: list[list[Any]]) -> dict[str, Any]:
 def _properties(node: Node) -> dict[str, Any]:
     if node.kind in FRONTEND_ONLY:
         return {}
-    models = [_download(value) for value in node.widgets.values() if value in FILES]
+    models = [_download(QUANTIZED[value]) for value in node.widgets.values() if value in QUANTIZED]
     return {
         "cnr_id": PACK if node.kind.startswith(OURS) else CORE,
         "Node name for S&R": node.kind,
@@ -330,6 +360,7 @@ def main() -> None:
     for name, title, graph in (
         ("TurboWan_T2V", "TurboWan · text to video", text_to_video()),
         ("TurboWan_I2V", "TurboWan · image to video", image_to_video()),
+        ("TurboWan_Demo", "TurboWan · the demo model", demo()),
     ):
         for path, content in ((HERE / f"{name}.json", to_ui(graph)), (HERE / "api" / f"{name}.json", to_api(graph))):
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

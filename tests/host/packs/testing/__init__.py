@@ -3,9 +3,9 @@
 from aiohttp import web
 from server import PromptServer
 
-from . import hooks, memory, probes, sources
+from . import clips, hooks, memory, probes, sources
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for module in (sources, probes, hooks, memory) for cls in module.NODES}
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for module in (sources, clips, probes, hooks, memory) for cls in module.NODES}
 
 
 @PromptServer.instance.routes.get("/turbowan_test/wishes")

@@ -130,12 +130,12 @@ class TestFp8Model:
     def load(self, file: str) -> tuple:
         loader = nodes.NODE_CLASS_MAPPINGS["TurboLoader"]
         host = importlib.import_module("._host", loader.__module__.rpartition(".")[0])
-        refuse = host._refuse_fp8
-        host._refuse_fp8 = lambda *_: None
+        refuse = host.at_precision.check
+        host.at_precision.check = lambda *_: None
         try:
             return (host.load_model(host.model_path(file), host.LoadSettings(attention="auto", precision="fp8")),)
         finally:
-            host._refuse_fp8 = refuse
+            host.at_precision.check = refuse
 
 
 NODES = (TestConditioning, TestLatent, TestImage, TestName, TestFp8Model)

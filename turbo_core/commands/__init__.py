@@ -1,0 +1,1 @@
+"""The commands of ``turbowan``, one a file; `cli` lists them."""
