@@ -23,6 +23,7 @@ from typing import IO, Any
 from .errors import BackendUnavailableError, SettingsError, TurboWanError
 from .maker import Maker
 from .memory import is_out_of_memory
+from .prompt_lines import read_prompt_lines
 from .request import Request
 from .video_file import PARTIAL
 
@@ -69,15 +70,7 @@ class Job:
 
 def read_lines(path: Path, readers: Mapping[str, Callable[[Any], Any]]) -> list[Line]:
     """The prompts of a text file, or of a `.jsonl` with settings for `readers`; SettingsError names the line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise SettingsError(f"batch: {path} must exist, there is no such file; check the name") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"batch: {path} must be UTF-8 text, it is not ({error.reason}); save it as UTF-8"
-        ) from error
-    numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    numbered = read_prompt_lines(path, "batch")
     if path.suffix.lower() == ".jsonl":
         lines = [_json_line(f"{path}: line {number}", number, line, readers, path.parent) for number, line in numbered]
     else:

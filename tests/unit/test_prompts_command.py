@@ -41,6 +41,9 @@ def test_a_book_holds_what_the_encoder_says(tmp_path: Path, encoder: Path, capsy
         (["{tmp}/b.safetensors"], "there must be one prompt or more"),
         (["{tmp}/b.pth", "a ball"], "must end in .safetensors"),
         (["{tmp}/umt5.safetensors", "a ball"], "must not exist, it does"),
+        (["{tmp}/none/b.safetensors", "a ball"], "none must exist, it does not"),
+        (["{tmp}/b.safetensors", "--from", "{tmp}/none.txt"], "none.txt must exist"),
+        (["{tmp}/b.safetensors", "--from", "{tmp}/umt5.safetensors"], "must be UTF-8 text"),
     ],
 )
 def test_refusals(
@@ -52,6 +55,12 @@ def test_refusals(
     assert error.startswith("turbowan: prompts: ")
     assert message in error
     assert {path.name for path in tmp_path.iterdir()} == {"umt5.safetensors"}
+
+
+def test_a_device_that_is_none(tmp_path: Path, encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "b.safetensors"
+    assert cli.main(["prompts", str(out), "a ball", "--encoder", str(encoder), "--device", "fast"]) == 1
+    assert "device: must be cpu, cuda or cuda:N, got 'fast'" in capsys.readouterr().err
 
 
 def test_the_usual_encoder_is_found(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

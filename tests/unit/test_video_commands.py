@@ -100,6 +100,7 @@ def test_an_image_decides_model_and_shape(demo: Path) -> None:
         (["-o", "none/a.mp4"], "generate: the folder none must exist"),
         (["--size", "60x48"], "width and height must be divisible by 16, got 60x48; use 64x48"),
         (["--image", "none.png"], "image: none.png must exist"),
+        (["--image", "none.png", "--size", "64x48"], "image: none.png must exist"),
         (["--model", "t2v-14b-720p"], "run `turbowan download t2v-14b-720p`"),
         (["--model", "fast"], "model: must be demo, t2v-1.3b"),
         (["--device", "tpu"], "device: must be cpu, cuda or cuda:N, got 'tpu'"),
@@ -143,7 +144,11 @@ def test_batch_is_of_one_kind(demo: Path, capsys: pytest.CaptureFixture[str]) ->
     (demo / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "image": "none.png"}\n')
     assert cli.main(["batch", "p.jsonl", "-o", "out"]) == 1
     assert "must have an image or none" in capsys.readouterr().err
-    (demo / "p.jsonl").write_text('{"prompt": "b", "image": "none.png"}\n')
+
+
+@pytest.mark.parametrize("size", [{}, {"size": "64x48"}])
+def test_batch_notes_an_image_that_is_not_there(demo: Path, size: dict[str, str]) -> None:
+    (demo / "p.jsonl").write_text(json.dumps({"prompt": "b", "image": "none.png"} | size))
     assert cli.main(["batch", "p.jsonl", "-o", "out"]) == 3
     assert "image: none.png must exist" in json.loads((demo / "out" / "manifest.jsonl").read_text())["error"]
 

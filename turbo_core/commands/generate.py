@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import video_options
 from .command import Command
+from .output import check_output
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from .bars import Bars
 
     started = time.monotonic()
-    video_options.check_output(arguments.output, arguments.force, "generate")
+    check_output(arguments.output, ".mp4", arguments.force, "generate")
     choice = video_options.choose(arguments, image=arguments.image is not None)
     request = video_options.request(arguments, choice, arguments.prompt)
     with Bars() as bars:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..catalogue import TEXT_ENCODER, command_for
 from .command import Command
+from .output import check_output
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,23 +22,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import torch
     from tqdm import tqdm
 
     from ..errors import SettingsError
     from ..prompt_book import write_book
+    from ..prompt_lines import read_prompt_lines
     from ..text_encoder import TextEncoder
+    from .device import device
 
-    lines = arguments.source.read_text(encoding="utf-8").splitlines() if arguments.source else []
-    texts = list(dict.fromkeys(text.strip() for text in [*arguments.text, *lines] if text.strip()))
+    given = [text.strip() for text in arguments.text]
+    if arguments.source is not None:
+        given += [line for _, line in read_prompt_lines(arguments.source, "prompts")]
+    texts = list(dict.fromkeys(filter(None, given)))
     if not texts:
         raise SettingsError("prompts: there must be one prompt or more, none came; add some, or --from FILE")
-    if arguments.output.suffix != ".safetensors":
-        raise SettingsError(f"prompts: the output must end in .safetensors, came {arguments.output.name}; rename it")
-    if arguments.output.exists() and not arguments.force:
-        raise SettingsError(
-            f"prompts: {arguments.output} must not exist, it does; choose another name, or overwrite it with --force"
-        )
+    check_output(arguments.output, ".safetensors", arguments.force, "prompts")
+    where = device(arguments.device)
     encoder = TextEncoder.open(arguments.encoder or _usual_encoder())
     with tqdm(desc=f"encoding {len(texts)} prompts", unit="block", disable=None) as bar:
 
@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        states = encoder.encode(texts, torch.device(arguments.device), progress=progress)
+        states = encoder.encode(texts, where, progress=progress)
     book = {text: [[one, {"pooled_output": None}]] for text, one in zip(texts, states, strict=True)}
     write_book(arguments.output, book)
     print(f"{arguments.output}: {len(book)} prompts, {arguments.output.stat().st_size / 1e6:.1f} MB")

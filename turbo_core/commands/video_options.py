@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -92,12 +91,10 @@ def request(
     given = {name: value for name, _, _ in VIDEO_SETTINGS if (value := getattr(arguments, name)) is not None}
     given |= line or {}
     image = given.get("image")
+    shown = None if image is None else image_size(image)  # also where it decides nothing: it must be readable
     if "size" not in given:
         width, height = choice.size
-        if image is not None:
-            shown = image_size(image)
-            width, height = adaptive_size(width * height, shown[1] / shown[0])
-        given["size"] = (width, height)
+        given["size"] = choice.size if shown is None else adaptive_size(width * height, shown[1] / shown[0])
     return dataclasses.replace(Request(prompt=prompt, size=given.pop("size"), frames=choice.frames), **given)
 
 
@@ -108,43 +105,8 @@ def maker(arguments: argparse.Namespace, choice: Choice, progress: Callable[[str
 
         return ServerMaker(arguments.server, choice, settings(arguments), progress)
     from ..local_maker import LocalMaker
-
-    return LocalMaker(choice, settings(arguments), _device(arguments.device), progress)
-
-
-def check_output(path: Path, force: bool, command: str) -> None:
-    """SettingsError unless a video may be written there."""
-    from ..errors import SettingsError
-
-    if path.suffix.lower() != ".mp4":
-        raise SettingsError(f"{command}: the output must end in .mp4, came {path.name}; rename it")
-    if not path.parent.is_dir():
-        raise SettingsError(f"{command}: the folder {path.parent} must exist, it does not; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise SettingsError(f"{command}: the folder {path.parent} must be writable, it is not; choose another")
-    if path.exists() and not force:
-        raise SettingsError(
-            f"{command}: {path} must not exist, it does; choose another name, or overwrite it with --force"
-        )
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    from ..errors import SettingsError
     from ..pipeline import default_device
+    from .device import device
 
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f"device: must be cpu, cuda or cuda:N, got {name!r}; leave it out") from error
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise SettingsError(
-            f"device: {name} must be there, torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
-            "check the driver and torch's CUDA build, or leave it out"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"device: must be cpu, cuda or cuda:N, got {name!r}; leave it out")
-    return device
+    where = default_device() if arguments.device is None else device(arguments.device)
+    return LocalMaker(choice, settings(arguments), where, progress)
