@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import time
 import urllib.error
@@ -25,6 +26,7 @@ TIMEOUT = 30.0  # seconds for an answer
 SILENCE = 5.0  # of the websocket, after which the history is asked whether the prompt has ended
 CONNECTIONS = 5  # attempts in a row before the server counts as gone
 CHUNK = 1 << 20
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # a proxy for the web would look for these on its own machine
 
 
 class ComfyClient:
@@ -34,6 +36,8 @@ class ComfyClient:
             raise SettingsError(f"server: must be a URL such as http://127.0.0.1:8188, got {url!r}; correct it")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._id = uuid.uuid4().hex
+        self._here = parts.hostname in LOOPBACK
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if self._here else []))
 
     def node(self, kind: str) -> dict[str, Any] | None:
         """What the server says of a kind of node; None if it has none."""
@@ -62,9 +66,9 @@ class ComfyClient:
         """Queue the workflow and follow it to its end; the outputs by node. Ctrl-C cancels this prompt alone."""
         prompt_id = ""
         try:
-            socket = self._connect()  # before the prompt, so that none of its messages is missed
-            prompt_id = self._queue(workflow)
-            self._follow(socket, prompt_id, progress)
+            with closing(self._connect()) as socket:  # before the prompt, so that none of its messages is missed
+                prompt_id = self._queue(workflow)
+                self._follow(socket, prompt_id, progress)
         except KeyboardInterrupt:
             if prompt_id:
                 self.cancel(prompt_id)
@@ -96,6 +100,8 @@ class ComfyClient:
             if done < total:
                 raise ServerError(f"server: the video must come whole, {done} of {total} bytes came; try again")
             partial.replace(target)
+        except http.client.HTTPException as error:
+            raise self._unreachable(error) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -185,7 +191,9 @@ class ComfyClient:
 
         address = f"ws{self.url.removeprefix('http')}/ws?clientId={self._id}"
         try:
-            return websocket.create_connection(address, timeout=TIMEOUT)
+            return websocket.create_connection(
+                address, timeout=TIMEOUT, http_no_proxy=list(LOOPBACK) if self._here else None
+            )
         except (websocket.WebSocketException, OSError) as error:
             raise self._unreachable(error) from error
 
@@ -200,12 +208,15 @@ class ComfyClient:
 
     def _request(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
         with self._open(path, body, kind) as answer:
-            return answer.read()
+            try:
+                return answer.read()
+            except (http.client.HTTPException, OSError) as error:
+                raise self._unreachable(error) from error
 
     def _open(self, path: str, body: bytes | None = None, kind: str = "application/json") -> Any:
         request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": kind} if body else {})
         try:
-            return urllib.request.urlopen(request, timeout=TIMEOUT)
+            return self._opener.open(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             if error.code == 400:
                 raise _RefusedError(error.read()) from error
@@ -213,7 +224,7 @@ class ComfyClient:
                 f"server: {self.url}{path.partition('?')[0]} must answer, came {error.code} {error.reason}; is it a "
                 "ComfyUI of 0.8.0 or newer?"
             ) from error
-        except (urllib.error.URLError, OSError) as error:
+        except (http.client.HTTPException, OSError) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> _UnreachableError:

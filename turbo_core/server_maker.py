@@ -49,7 +49,9 @@ class ServerMaker:
             raise SettingsError(
                 f"sampler: TurboT2VSampler on the server samples with sde, got {request.sampler!r}; leave it out"
             )
-        for kind in {node["class_type"] for node in _shipped(request).values()}:
+        shipped = _shipped(request)
+        self._check_number(len(_loaders(shipped)))
+        for kind in {node["class_type"] for node in shipped.values()}:
             self._check_node(kind)
         for kind, name in self._files():
             self._offered(kind, name)
@@ -106,6 +108,20 @@ class ServerMaker:
             yield "TurboLoader", name
         yield "CLIPLoader", self._choice.text_encoder
         yield "VAELoader", self._choice.vae
+
+    def _check_number(self, loaders: int) -> None:
+        """The shipped workflow loads as many networks as were named."""
+        named = self._choice.networks
+        if len(named) < loaders:
+            raise SettingsError(
+                f"server: the image-to-video workflow must get both experts, got {named[0]} alone; name the other one "
+                "with --low FILE"
+            )
+        if len(named) > loaders:
+            raise SettingsError(
+                f"server: the text-to-video workflow must get one model, got {' and '.join(named)}; leave out --low, "
+                "or give an image with --image"
+            )
 
     def _check_node(self, kind: str) -> dict[str, Any]:
         node = self._client.node(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,10 @@ import pytest
 from turbowan.turbo_core import comfy_client, server_maker
 from turbowan.turbo_core.comfy_client import ComfyClient
 from turbowan.turbo_core.errors import ServerError, SettingsError
+from turbowan.turbo_core.expert import NetworkSettings
+from turbowan.turbo_core.model_choice import Named, choose
+from turbowan.turbo_core.request import Request
+from turbowan.turbo_core.server_maker import ServerMaker
 
 pytest.importorskip("websocket")
 
@@ -41,7 +46,7 @@ def serve() -> Iterator[Callable[[Answers], str]]:
             def log_message(self, *_: object) -> None: ...
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield start
@@ -74,6 +79,30 @@ def test_somebody_else_there(serve: Callable[[Answers], str]) -> None:
         ComfyClient(serve({})).node("TurboLoader")
     with pytest.raises(ServerError, match="must be a ComfyUI, .* gives no JSON"):
         ComfyClient(serve({"/object_info/TurboLoader": (200, b"<html>")})).node("TurboLoader")
+
+
+def test_something_that_is_no_web_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(ServerError, match="there is none .SSH-2.0"):
+            ComfyClient(f"http://127.0.0.1:{listening.getsockname()[1]}").node("TurboLoader")
+
+
+def test_this_machine_is_asked_without_a_proxy(
+    serve: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert ComfyClient(serve({"/object_info/TurboLoader": ok({})})).node("TurboLoader") is None
 
 
 def test_an_unknown_node_is_none(serve: Callable[[Answers], str]) -> None:
@@ -129,6 +158,17 @@ def test_a_download_is_whole_or_nothing(serve: Callable[[Answers], str], tmp_pat
 def test_an_unreadable_image(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="image: .* must be readable"):
         ComfyClient("http://127.0.0.1:9").upload_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "low", "message"),
+    [(None, "low.pth", "must get one model, got high.pth and low.pth"), (Path("a.png"), None, "name the other one")],
+)
+def test_a_workflow_gets_as_many_networks_as_it_loads(image: Path | None, low: str | None, message: str) -> None:
+    choice = choose("high.pth", Named(low=low), image=image is not None, server=True)
+    maker = ServerMaker("http://127.0.0.1:9", choice, NetworkSettings(), lambda *_: None)
+    with pytest.raises(SettingsError, match=message):
+        maker.check(Request(prompt="a", size=(64, 48), image=image))
 
 
 @pytest.mark.parametrize("family", server_maker.NAMES)

@@ -11,7 +11,6 @@ TITLES = {
     "kernels": "kernels",
     "sampling": "sampling",
     "frames": "frames",
-    "server": "on the server",
     "download": "download",
 }
 
