@@ -155,6 +155,16 @@ def test_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ComfyUI's own Python" in found.remedy
 
 
+def test_torch_whose_libraries_do_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Windows says it."""
+    (tmp_path / "torch.py").write_text("raise OSError('[WinError 126] error loading c10.dll')")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = only(gpu.torch_build(NOWHERE))
+    assert (found.level, "c10.dll" in found.said) == ("error", True)
+    assert "install torch anew" in found.remedy
+
+
 @pytest.mark.parametrize(
     ("build", "level", "words"),
     [
@@ -338,6 +348,8 @@ def test_lacking_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.said == "tqdm 4.70.1"
     assert "transformers 5.0" in single.said
     assert "huggingface_hub missing (download)" in single.said
+    monkeypatch.setattr(system, "_installed", lambda name: system.UNKNOWN)
+    assert levels(system.packages(NOWHERE)) == ["ok", "ok"]
 
 
 def test_little_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -387,6 +399,8 @@ def test_two_copies_of_the_pack(tmp_path: Path) -> None:
     found = only(comfyui.copies(surroundings))
     assert found.level == "warn"
     assert "several copies" in found.said
+    (tmp_path / "custom_nodes" / "c").rename(tmp_path / "custom_nodes" / "c.disabled")
+    assert only(comfyui.copies(surroundings)).level == "ok"
 
 
 # Files.
@@ -507,4 +521,6 @@ def test_it_runs_without_torch_and_without_installation(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stderr == ""
     assert "ERROR  torch          torch cannot be imported: No module named torch" in done.stdout
+    assert "WARN   kernels        could not be examined without the package torch" in done.stdout
+    assert "report this" not in done.stdout
     assert f"this pack lies in {base / 'custom_nodes' / 'comfyui-turbowan'}" in done.stdout

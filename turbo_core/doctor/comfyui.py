@@ -9,6 +9,7 @@ from pathlib import Path
 from .finding import Finding, Surroundings, error, ok, version, warn
 
 MIN_COMFYUI = (0, 8, 0)
+DISABLED = ".disabled"  # ends the names of folders that ComfyUI does not load
 NAME = re.compile(r'^name\s*=\s*"comfyui-turbowan"', re.MULTILINE)
 
 
@@ -34,9 +35,8 @@ def copies(surroundings: Surroundings) -> Iterator[Finding]:
     """Two copies of the pack register the same nodes; one hides the other."""
     if surroundings.base is None:
         return
-    found = [
-        path.parent for path in sorted((surroundings.base / "custom_nodes").glob("*/pyproject.toml")) if _ours(path)
-    ]
+    projects = sorted((surroundings.base / "custom_nodes").glob("*/pyproject.toml"))
+    found = [path.parent for path in projects if not path.parent.name.endswith(DISABLED) and _ours(path)]
     if len(found) > 1:
         yield warn("comfyui", f"several copies of the pack: {', '.join(map(str, found))}", "keep one of them")
     elif found:

@@ -21,8 +21,11 @@ NVIDIA_TORCH = "install a CUDA build of torch in ComfyUI's Python, as pytorch.or
 def torch_build(_: Surroundings) -> Iterator[Finding]:
     try:
         import torch
-    except ImportError as failure:
+    except ModuleNotFoundError as failure:
         yield error("torch", f"torch cannot be imported: {failure}", "run this with ComfyUI's own Python")
+        return
+    except (ImportError, OSError) as failure:  # a library that it loads is missing or of another version
+        yield error("torch", f"torch cannot be imported: {failure}", f"install torch anew; {NVIDIA_TORCH}")
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU only"
     said = f"torch {torch.__version__} ({build})"

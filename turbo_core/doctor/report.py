@@ -54,6 +54,9 @@ def ask(probe: Probe, surroundings: Surroundings) -> list[Finding]:
         try:
             for finding in probe.look(surroundings):
                 found.append(finding)
+        except ModuleNotFoundError as failure:
+            text = f"could not be examined without the package {failure.name}"
+            found.append(warn(probe.topic, text, "install what is lacking, then run this again"))
         except Exception as failure:  # whatever a machine answers, the doctor goes on
             log.debug("doctor: %s", probe.topic, exc_info=True)
             text = f"could not be examined: {type(failure).__name__}: {failure}"

@@ -18,11 +18,14 @@ MIN_PYTHON = (3, 10)
 LITTLE_MEMORY = 16e9  # bytes; a quantized 14B file has 14.5e9
 LITTLE_DISK = 20e9
 PACK = Path(__file__).parents[2]
+UNKNOWN = "?"  # the version of a package without metadata
 OPTIONAL = {
     "huggingface_hub": "download",
     "transformers": "generate, batch, prompts",
     "sentencepiece": "generate, batch, prompts",
     "av": "generate, batch",
+    "pillow": "generate, batch with --image",
+    "websocket-client": "generate, batch with --server",
 }
 
 
@@ -106,7 +109,7 @@ def packages(_: Surroundings) -> Iterator[Finding]:
     for line in needed.read_text(encoding="utf-8").split() if needed.is_file() else []:
         name, _, least = line.partition(">=")
         came = _installed(name)
-        if came is None or version(came) < version(least):
+        if came is None or (came != UNKNOWN and version(came) < version(least)):
             lacking.append(f"{line} ({'missing' if came is None else came})")
         else:
             found.append(f"{name} {came}")
@@ -126,7 +129,7 @@ def _installed(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "?" if importlib.util.find_spec(name) is not None else None
+        return UNKNOWN if importlib.util.find_spec(name) is not None else None
 
 
 def _pip() -> str:
