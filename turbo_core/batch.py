@@ -128,7 +128,7 @@ def manifest(folder: Path) -> Iterator[Manifest]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / MANIFEST).open("a+b") as file:
         _lock(file, folder)
-        for left in folder.glob(f".*{PARTIAL}"):
+        for left in folder.glob(f".*.mp4.*{PARTIAL}"):
             left.unlink()
         yield Manifest(folder, file)
 

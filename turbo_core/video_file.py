@@ -38,7 +38,7 @@ class VideoFile:
             raise SettingsError(f"output: the folder {path.parent} must exist, it does not; make it first")
         self.path = path
         self._partial = partial_name(path)
-        self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
+        self._container = av.open(_ffmpegs(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
         try:
             self._container.metadata[COMMENT] = json.dumps(comment, ensure_ascii=False)
             self._stream = h264_stream(self._container, size, fps, QUALITY)
@@ -84,9 +84,24 @@ class VideoFile:
                 self._container.close()
             if kind is None:
                 _to_disk(self._partial)
-                self._partial.replace(self.path)
+                self._take_name()
         finally:
             self._partial.unlink(missing_ok=True)
+
+    def _take_name(self) -> None:
+        try:
+            self._partial.replace(self.path)
+        except PermissionError as error:  # Windows: a player has the old file open
+            spare = self._partial.with_suffix(self.path.suffix)
+            self._partial.replace(spare)
+            raise SettingsError(
+                f"output: {self.path} must be free to be replaced, another program holds it; the video lies in {spare}"
+            ) from error
+
+
+def _ffmpegs(path: Path) -> str:
+    """The path as FFmpeg takes it, which reads `scene:1.mp4` as an address."""
+    return str(path.absolute())
 
 
 def _to_disk(path: Path) -> None:
@@ -105,7 +120,7 @@ def read_comment(path: Path) -> dict[str, Any]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(_ffmpegs(path)) as container:
             comment = container.metadata.get(COMMENT, "")
     except (av.FFmpegError, ValueError) as error:
         raise CheckpointError(f"video: {path} must be readable, it is not ({error}); check the file") from error

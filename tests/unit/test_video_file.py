@@ -75,6 +75,27 @@ def test_a_failure_leaves_nothing(tmp_path: Path, failure: type[BaseException]) 
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+def test_a_name_that_ffmpeg_would_take_for_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_comment(write(Path("scene:1.mp4"), clip((1, 2, 3)), {"seed": 1})) == {"seed": 1}
+
+
+def test_a_video_is_not_lost_where_its_name_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows does while a player has the file open."""
+    path, replace = write(tmp_path / "a.mp4", clip((1, 2, 3))), Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        if target == path:
+            raise PermissionError
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(SettingsError, match="another program holds it; the video lies in (.*mp4)") as told:
+        write(path, clip((9, 9, 9)), {"seed": 2})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert read_comment(Path(str(told.value).rpartition("lies in ")[2])) == {"seed": 2}
+
+
 def test_a_failure_of_the_encoder_is_told(tmp_path: Path) -> None:
     """Two channels are no RGB; the error comes from another thread."""
     with pytest.raises(ValueError, match="shape"):
