@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 
 TITLES = {
@@ -13,6 +14,8 @@ TITLES = {
     "frames": "frames",
     "download": "download",
 }
+
+SECONDS, SECONDS_IN_A_LOG = 0.1, 30.0  # between two states of a bar; in a log each takes room
 
 
 class Bars:
@@ -29,7 +32,10 @@ class Bars:
             self.close()
             self._stage = stage
             self._bar = tqdm(
-                total=total, desc=f"{TITLES[stage]:<13}", bar_format="{desc} {percentage:3.0f}% |{bar:30}| {elapsed}"
+                total=total,
+                desc=f"{TITLES[stage]:<13}",
+                bar_format="{desc} {percentage:3.0f}% |{bar:30}| {elapsed}",
+                mininterval=SECONDS if sys.stderr.isatty() else SECONDS_IN_A_LOG,
             )
         self._bar.update(done - self._bar.n)
         if done >= total:
