@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +140,8 @@ def _alone(job: Job) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows: the next process has it open already
+            path.unlink()
 
 
 def _keep(job: Job) -> str:
@@ -192,7 +193,12 @@ def _require_disk(jobs: Sequence[Job]) -> None:
     needed: Counter[int] = Counter()
     example: dict[int, Path] = {}
     for job in jobs:
-        folder = next(parent for parent in job.target.parents if parent.exists())
+        folder = next((parent for parent in job.target.absolute().parents if parent.exists()), None)
+        if folder is None:  # Windows: a drive that is not there
+            raise DownloadError(
+                f"download: {job.target.parent} must be on a disk of this machine, it is not; choose another with "
+                "--to DIR"
+            )
         device = folder.stat().st_dev
         needed[device] += job.missing_bytes
         example[device] = folder

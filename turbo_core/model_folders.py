@@ -84,7 +84,7 @@ def _extra_folders(file: Path, names: list[str]) -> Iterator[Path]:
         raise SettingsError(f"{file}: PyYAML must be installed to read it; run `pip install pyyaml`") from error
     try:
         sections = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: must be YAML, {error}; correct it as its .example shows") from error
     for section in sections.values() if isinstance(sections, dict) else ():
         if not isinstance(section, dict):

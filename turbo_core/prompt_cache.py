@@ -45,7 +45,7 @@ class PromptCache:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        except PermissionError as error:  # Windows: another process writes it at this moment; or somebody else's file
+        except OSError as error:  # Windows: another process writes it at this moment; somebody else's file; a lost disk
             log.info("prompt cache: %s cannot be read now: %s", path, error)
             return None
         found = _decoded(content, key)
@@ -53,7 +53,7 @@ class PromptCache:
             log.warning("prompt cache: %s is damaged; it is removed, and its prompt encoded again", path)
             _remove(path)
             return None
-        with suppress(FileNotFoundError, PermissionError):  # removed by another process, or not ours to touch
+        with suppress(OSError):  # removed by another process, not ours to touch, or on a read-only disk
             os.utime(path)
         return found
 
@@ -137,5 +137,5 @@ def _write_whole(path: Path, content: bytes) -> None:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except PermissionError:  # Windows: another process reads it
-        log.info("prompt cache: %s is in use and stays for now", path)
+    except OSError as error:  # Windows: another process reads it; or a read-only disk
+        log.info("prompt cache: %s stays for now: %s", path, error)

@@ -75,7 +75,8 @@ def test_older_folder_names_and_extra_paths_are_searched(comfy: Path, tmp_path: 
     assert model_folders.find("b.pth", "diffusion_models") == comfy / "models" / "unet" / "b.pth"
 
 
-def test_a_broken_paths_file_is_named(comfy: Path) -> None:
-    (comfy / "extra_model_paths.yaml").write_text("a: [")
+@pytest.mark.parametrize("content", [b"a: [", b"gr\xf6sse: a"])
+def test_a_broken_paths_file_is_named(comfy: Path, content: bytes) -> None:
+    (comfy / "extra_model_paths.yaml").write_bytes(content)
     with pytest.raises(SettingsError, match=r"extra_model_paths.yaml: must be YAML"):
         model_folders.search_folders("vae")

@@ -109,12 +109,13 @@ def test_unknown_key(tmp_path: Path) -> None:
     assert PromptCache(folder=tmp_path / "none", limit=GENEROUS).get("k") is None
 
 
-def test_an_unreadable_entry_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_an_unreadable_entry_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError) -> None:
     cache = PromptCache(folder=tmp_path, limit=GENEROUS)
     cache.put("k", "text", conditioning())
 
     def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
+        raise failure
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     assert cache.get("k") is None
