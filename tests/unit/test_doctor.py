@@ -385,6 +385,7 @@ def test_comfyui_that_is_not_known(tmp_path: Path) -> None:
     assert only(comfyui.host(Surroundings(base=tmp_path))).level == "ok"
     assert only(comfyui.host(Surroundings(base=tmp_path, comfyui="0.5.0"))).level == "error"
     assert only(comfyui.host(NOWHERE)).level == "warn"
+    assert "COMFYUI_DIR names" in only(comfyui.host(Surroundings(base=tmp_path / "none"))).said
 
 
 def test_two_copies_of_the_pack(tmp_path: Path) -> None:
@@ -421,11 +422,29 @@ def test_networks_are_recognised(tmp_path: Path) -> None:
     (dits / "old.ckpt").write_bytes(b"\x80\x02pickle")
     (dits / "notes.txt").write_text("nothing")
     (dits / "cut.pth").write_bytes((dits / "sub" / "x.pth").read_bytes()[:5000])
-    damaged, known, others = files.networks(surroundings)
-    assert damaged.level == "warn"
+    (dits / "page.safetensors").write_text("<!DOCTYPE html><html>")
+    damaged, page, known, others = files.networks(surroundings)
+    assert (damaged.level, page.level) == ("warn", "warn")
     assert "cut.pth must be complete" in damaged.said
+    assert "page.safetensors must be a model, came a web page" in page.said
     assert "x.pth: Wan T2V (dim 256, 1 blocks), block-int8, SLA-trained" in known.said
     assert others.said == "2 more files are for other loaders"
+
+
+@pytest.mark.parametrize(
+    ("folder", "look"),
+    [("diffusion_models", files.networks), ("text_encoders", files.text_encoders), ("vae", files.vaes)],
+)
+def test_links_that_lead_nowhere_or_in_a_circle(
+    tmp_path: Path, folder: str, look: Callable[[Surroundings], Iterator[Finding]]
+) -> None:
+    surroundings = in_folders(tmp_path)
+    before = list(look(surroundings))
+    (tmp_path / folder / "gone.safetensors").symlink_to("nowhere")
+    (tmp_path / folder / "again").symlink_to(tmp_path / folder)
+    gone, *others = look(surroundings)
+    assert (gone.level, "gone.safetensors: No such file" in gone.said) == ("warn", True)
+    assert others == before
 
 
 def test_no_network(tmp_path: Path) -> None:

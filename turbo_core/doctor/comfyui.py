@@ -22,6 +22,9 @@ def host(surroundings: Surroundings) -> Iterator[Finding]:
             "run this from ComfyUI's folder, or set COMFYUI_DIR; the command line works without ComfyUI",
         )
         return
+    if not base.is_dir():
+        yield error("comfyui", f"COMFYUI_DIR names {base}, which is no folder", "correct or unset COMFYUI_DIR")
+        return
     found = surroundings.comfyui or version_of(base)
     if found is None:
         yield ok("comfyui", f"its files lie in {base}, its program elsewhere (version not known)")

@@ -34,6 +34,9 @@ def networks(surroundings: Surroundings) -> Iterator[Finding]:
         except CheckpointError as failure:
             yield warn("models", f"{path}: {failure}", "download it again if you want to use it")
             continue
+        except OSError as failure:
+            yield _unreadable(path, failure)
+            continue
         config = found.config
         marks = ["block-int8" if config.quantized else "unquantized", "SLA-trained" if config.has_proj_l else "dense"]
         marks += [f"{found.expert}-noise expert"] if found.expert else []
@@ -60,6 +63,9 @@ def text_encoders(surroundings: Surroundings) -> Iterator[Finding]:
         except CheckpointError as failure:
             yield warn("models", f"{path}: {failure}", "download it again if you want to use it")
             continue
+        except OSError as failure:
+            yield _unreadable(path, failure)
+            continue
         found = True
         yield ok("models", f"{path}: {shape.name}")
     if not found:
@@ -79,6 +85,9 @@ def vaes(surroundings: Surroundings) -> Iterator[Finding]:
             content = open_weights(path).content if _is_mapped(path) else None
             width = shaped_like(content).config.width if isinstance(content, dict) else None
         except CheckpointError:  # another model's, most of the time
+            continue
+        except OSError as failure:
+            yield _unreadable(path, failure)
             continue
         if width is not None:
             found = True
@@ -114,10 +123,19 @@ def _download(name: str) -> str:
     return f"`{release.command()}` brings {name}, or put yours into ComfyUI's models folder"
 
 
+def _unreadable(path: Path, failure: OSError) -> Finding:
+    return warn("models", f"{path}: {failure.strerror}", "mend the link or its permissions, or remove it")
+
+
 def _files(surroundings: Surroundings, folder: Folder) -> Iterator[Path]:
-    count = 0
+    """Those of a folder once, also where links lead to it again."""
+    count, seen = 0, set()
     for place in surroundings.folders.get(folder, ()):
         for parent, folders, names in os.walk(place, followlinks=True):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
             folders.sort()
             for name in sorted(names):
                 if not name.lower().endswith(ENDINGS):
@@ -129,7 +147,7 @@ def _files(surroundings: Surroundings, folder: Folder) -> Iterator[Path]:
 
 
 def _is_mapped(path: Path) -> bool:
-    """Whether opening reads the header alone: a zip or safetensors, and no older pickle."""
+    """Whether opening reads the header alone: a zip or safetensors (or a page saved as one), and no older pickle."""
     with path.open("rb") as file:
         head = file.read(9)
-    return head.startswith(b"PK") or head[8:9] == b"{"
+    return head.startswith(b"PK") or head[8:9] == b"{" or path.suffix.lower() in (".safetensors", ".sft")
