@@ -23,7 +23,7 @@ from typing import IO, Any
 from .errors import BackendUnavailableError, SettingsError, TurboWanError
 from .maker import Maker
 from .memory import is_out_of_memory
-from .prompt_lines import read_prompt_lines
+from .prompt_lines import check_prompt, read_prompt_lines
 from .request import Request
 from .video_file import PARTIAL
 
@@ -87,6 +87,7 @@ def _json_line(where: str, number: int, text: str, readers: Mapping[str, Callabl
         raise SettingsError(f"{where} must be JSON, it is not ({error.msg}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("prompt"), str):
         raise SettingsError(f'{where} must be an object with a "prompt", came {text[:60]}; write {{"prompt": "…"}}')
+    check_prompt(content["prompt"], where)
     settings = {}
     for name, value in content.items():
         if name == "prompt":

@@ -1,4 +1,4 @@
-"""Prompts in a text file, one a line."""
+"""Prompts as they come from a user: in a text file, one a line, or on the command line."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def read_prompt_lines(path: Path, where: str) -> list[tuple[int, str]]:
             f"{where}: {path} must be UTF-8 text, it is not ({error.reason}); save it as UTF-8"
         ) from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def check_prompt(prompt: str, where: str) -> None:
+    """SettingsError unless it is text: a terminal in another encoding, or JSON, may bring halves of characters."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"{where}: the prompt must be Unicode text, {prompt[error.start]!a} is none; correct it, or read it "
+            "from a UTF-8 file"
+        ) from error

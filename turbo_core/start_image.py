@@ -39,13 +39,22 @@ def _open(path: Path) -> Image:
 
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
+            return _eight_bits(ImageOps.exif_transpose(file), path).convert("RGB")
     except FileNotFoundError as error:
         raise ConditioningError(f"image: {path} must exist, there is no such file; check the name") from error
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ConditioningError(
             f"image: {path} must be a readable picture, it is not ({error}); save it as PNG or JPEG"
         ) from error
+
+
+def _eight_bits(image: Image, path: Path) -> Image:
+    """16-bit grey scaled: Pillow would make white of everything above 255."""
+    if image.mode == "F":
+        raise ConditioningError(f"image: {path} must have 8 or 16 bits a colour, it has floats; save it as PNG or JPEG")
+    if not image.mode.startswith("I"):
+        return image
+    return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
 
 
 def image_then_grey(image_1HWC: Tensor, size: Size) -> Tensor:

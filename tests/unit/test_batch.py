@@ -141,6 +141,7 @@ def test_json_lines(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"prompt": "a"}\n{"prompt"', "line 2 must be JSON"),
+        ('{"prompt": "a \\ud800"}', "line 1: the prompt must be Unicode text, .*ud800' is none"),
         ('{"seed": 1}', 'must be an object with a "prompt"'),
         ('["a"]', 'must be an object with a "prompt"'),
         ('{"prompt": "a", "fps": 3}', "a setting must be one of seed, steps, .*, came 'fps'"),

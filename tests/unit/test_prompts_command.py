@@ -39,6 +39,7 @@ def test_a_book_holds_what_the_encoder_says(tmp_path: Path, encoder: Path, capsy
     ("arguments", "message"),
     [
         (["{tmp}/b.safetensors"], "there must be one prompt or more"),
+        (["{tmp}/b.safetensors", "a \udcff"], "the prompt must be Unicode text"),
         (["{tmp}/b.pth", "a ball"], "must end in .safetensors"),
         (["{tmp}/umt5.safetensors", "a ball"], "must not exist, it does"),
         (["{tmp}/none/b.safetensors", "a ball"], "none must exist, it does not"),

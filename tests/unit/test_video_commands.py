@@ -103,6 +103,7 @@ def test_an_image_decides_model_and_shape(demo: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--noise", "brown"], "noise: must be one of comfy, upstream"),
         (["-o", "a.avi"], "generate: the output must end in .mp4"),
         (["-o", "none/a.mp4"], "generate: the folder none must exist"),
         (["--size", "60x48"], "width and height must be divisible by 16, got 60x48; use 64x48"),
@@ -127,6 +128,12 @@ def test_refusals_are_one_line_and_leave_nothing(
     assert error.startswith("turbowan: ")
     assert error.count("\n") == 1
     assert list(demo.iterdir()) == []
+
+
+def test_a_prompt_in_another_encoding(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Python takes a byte that is not UTF-8 from a terminal."""
+    assert cli.main(["generate", "gr\udcf6n"]) == 1
+    assert r"the prompt must be Unicode text, '\udcf6' is none" in capsys.readouterr().err
 
 
 def test_batch_makes_resumes_and_tells(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,11 +26,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from ..errors import SettingsError
     from ..prompt_book import write_book
-    from ..prompt_lines import read_prompt_lines
+    from ..prompt_lines import check_prompt, read_prompt_lines
     from ..text_encoder import TextEncoder
     from .device import device
 
     given = [text.strip() for text in arguments.text]
+    for text in given:
+        check_prompt(text, "prompts")
     if arguments.source is not None:
         given += [line for _, line in read_prompt_lines(arguments.source, "prompts")]
     texts = list(dict.fromkeys(filter(None, given)))

@@ -84,10 +84,12 @@ def request(
     arguments: argparse.Namespace, choice: Choice, prompt: str, line: Mapping[str, Any] | None = None
 ) -> Request:
     """One video: the settings of its own line before the command's, these before the model's."""
+    from ..prompt_lines import check_prompt
     from ..request import Request
     from ..start_image import image_size
     from ..video_size import adaptive_size
 
+    check_prompt(prompt, "generate")
     given = {name: value for name, _, _ in VIDEO_SETTINGS if (value := getattr(arguments, name)) is not None}
     given |= line or {}
     image = given.get("image")
