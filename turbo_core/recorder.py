@@ -50,8 +50,9 @@ class Recorder:
         self._encoded, self._to_encode = 0, wanted.frames
         self._pieces: Queue[Piece | None] = Queue(WAITING)
         self._stop = Event()
+        self._wanted = wanted
         self._thread = ThreadPoolExecutor(1, "turbowan-mp4")
-        self._work: Future[io.BytesIO] = self._thread.submit(self._encode, wanted)
+        self._work: Future[io.BytesIO]
 
     def receive(self, sample: int, frame: int, piece_1CTHW: Tensor) -> None:
         """Take the frames that follow on those before; as `vae_passes.Receive`."""
@@ -90,9 +91,9 @@ class Recorder:
         if self._progress is not None:
             self._progress(self._decoded + self._encoded, self._to_decode + self._to_encode)
 
-    def _encode(self, wanted: Format) -> io.BytesIO:
+    def _encode(self) -> io.BytesIO:
         """The thread's work; what it returns after `_stop` is half a file that nobody reads."""
-        with Mp4(wanted) as file:
+        with Mp4(self._wanted) as file:
             for piece in self._copied():
                 for planes in piece.numpy():
                     if self._stop.is_set():
@@ -120,6 +121,7 @@ class Recorder:
             yield copied
 
     def __enter__(self) -> Recorder:
+        self._work = self._thread.submit(self._encode)  # here, where `__exit__` is sure to end it
         return self
 
     def __exit__(

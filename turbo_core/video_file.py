@@ -44,7 +44,7 @@ class VideoFile:
             self._stream = h264_stream(self._container, size, fps, QUALITY)
         except BaseException:
             self._container.close()
-            self._partial.unlink()
+            self._partial.unlink(missing_ok=True)  # PyAV may not have made it yet
             raise
         self._tick = Fraction(1, fps)
         self._written = 0

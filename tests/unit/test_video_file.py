@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbowan.turbo_core.errors import CheckpointError, SettingsError
+from turbowan.turbo_core.errors import BackendUnavailableError, CheckpointError, SettingsError
 from turbowan.turbo_core.video_file import VideoFile, read_comment
 
 av = pytest.importorskip("av")
+mp4 = pytest.importorskip("turbowan.turbo_core.mp4")
 
 SIZE = (96, 64)
 
@@ -94,6 +95,16 @@ def test_a_video_is_not_lost_where_its_name_is_taken(tmp_path: Path, monkeypatch
         write(path, clip((9, 9, 9)), {"seed": 2})
     assert len(list(tmp_path.iterdir())) == 2
     assert read_comment(Path(str(told.value).rpartition("lies in ")[2])) == {"seed": 2}
+
+
+def test_a_build_without_the_encoder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BackendUnavailableError("MP4: PyAV must have an H.264 encoder")
+
+    monkeypatch.setattr(mp4, "h264_stream", refuse)
+    with pytest.raises(BackendUnavailableError, match="must have an H.264 encoder"):
+        VideoFile(tmp_path / "a.mp4", SIZE, 16, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_of_the_encoder_is_told(tmp_path: Path) -> None:
