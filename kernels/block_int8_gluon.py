@@ -25,7 +25,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .block_int8_finish_gluon import fetch_residual, finish_tile
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, load_tile
+from .hopper_gluon import barrier, load_tile, next_stage
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -63,15 +63,6 @@ def _next_tile(band, index, band_step, index_step, band_tiles):
 
 
 @gluon.jit
-def _next_stage(stage, phase, STAGES: gl.constexpr):
-    stage += 1
-    if stage == STAGES:
-        stage = 0
-        phase ^= 1
-    return stage, phase
-
-
-@gluon.jit
 def _copy_tiles(
     a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks,
     GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
@@ -96,7 +87,7 @@ def _copy_tiles(
             for group in gl.static_range(GROUPS):
                 first = (m_block * GROUPS + group) * rows
                 load_tile(a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group))
-            stage, phase = _next_stage(stage, phase, STAGES)
+            stage, phase = next_stage(stage, phase, STAGES)
         band, index = _next_tile(band, index, band_step, index_step, band_tiles)
 
 
@@ -163,7 +154,7 @@ def _multiply_tiles(
         product = warpgroup_mma_wait(0, deps=[product])
         total = product.to(gl.float32) * (a_scale * w_scale)[:, None]
         read_stage = stage
-        stage, phase = _next_stage(stage, phase, STAGES)
+        stage, phase = next_stage(stage, phase, STAGES)
         a_scales += a_scale_stride
         w_scales += 1
         a_scale = gl.load(a_scales, mask=k_blocks > 1)
@@ -199,7 +190,7 @@ def _multiply_tiles(
             w_scales += 1
             a_scale = gl.load(a_scales, mask=k_block + 1 < k_blocks)
             w_scale = gl.load(w_scales, mask=k_block + 1 < k_blocks)
-            stage, phase = _next_stage(stage, phase, STAGES)
+            stage, phase = next_stage(stage, phase, STAGES)
             product = warpgroup_mma_wait(0, deps=[product])
             total += product.to(gl.float32) * scale[:, None]
         barrier()

@@ -32,14 +32,13 @@ from .attention_gluon import (
     begin_scores,
     block_factor,
     head_descriptor,
-    next_stage,
     row_sums,
     shared_layout,
     write_tile,
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, load_tile, view
+from .hopper_gluon import barrier, load_tile, next_stage, view
 from .routing import BLOCK_K
 from .sla import SlaInputs
 

@@ -24,13 +24,12 @@ from .attention_gluon import (
     attend_blocks,
     begin_scores,
     head_descriptor,
-    next_stage,
     row_sums,
     write_tile,
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import load_tile, view
+from .hopper_gluon import load_tile, next_stage, view
 
 KEYS = 64
 STAGES = 4  # of 32 KiB, beside 32 KiB of queries and 32 of output
