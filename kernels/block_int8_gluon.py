@@ -19,7 +19,13 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
@@ -242,6 +248,7 @@ def _linear_kernel(
         mbarrier.init(free.index(stage), count=GROUPS)
     for group in gl.static_range(GROUPS):
         mbarrier.init(x_arrived.index(group), count=1)
+    fence_async_shared()  # copies must find the barriers as they begin
 
     m_blocks = gl.cdiv(M, GROUPS * rows)
     n_blocks = gl.cdiv(N, columns)

@@ -315,7 +315,7 @@ def _sparse_linear_kernel(
         mbarrier.init(w_free.index(i), count=1)
     mbarrier.init(values_ready, count=1)
     mbarrier.init(values_free, count=GROUPS)
-    fence_async_shared()
+    fence_async_shared()  # copies must find the barriers as they begin
 
     # One argument list a partition: a tuple bound to a name would turn its constants into run-time values.
     # fmt: off
