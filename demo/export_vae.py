@@ -1,9 +1,11 @@
-"""Stage 2: the trained VAE as a file for ComfyUI and turbo_core, ``python -m turbowan.demo.export_vae OUT``.
+"""The trained VAE as a file for ComfyUI and turbo_core, ``python -m turbowan.demo.export_vae OUT``.
 
 Its latents get the mean and deviation that Wan publishes. With those of the trained latents, m and s per channel,
 
     a = STD / s        conv1:  W ← a·W,  b ← a·(b - m) + MEAN   for the means; b ← b + 2·ln a for the log-variances
                        conv2:  b ← b + W·(m - MEAN / a),  W ← W / a
+
+With ``--decoder-of FILE`` the state is that of a decoder, which replaces the file's own.
 """
 
 from __future__ import annotations
@@ -62,19 +64,31 @@ def fold(vae: WanVAE, mean: Tensor, deviation: Tensor) -> None:
 def export(state: Path, out: Path, *, clips: int, seed: int, device: str) -> None:
     vae = from_tensors(averaged(state), device=device)
     fold(vae, *statistics(vae, clips, seed))
-    tensors = {name: tensor.to(torch.float16).contiguous().cpu() for name, tensor in vae.state_dict().items()}
+    save(vae.state_dict(), out)
+
+
+def replace_decoder(state: Path, file: Path, out: Path) -> None:
+    save(load_file(file) | averaged(state), out)
+
+
+def save(tensors: dict[str, Tensor], out: Path) -> None:
+    halves = {name: tensor.to(torch.float16).contiguous().cpu() for name, tensor in tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out, metadata={"license": LICENSE, "made_by": "turbowan.demo"})
+    save_file(halves, out, metadata={"license": LICENSE, "made_by": "turbowan.demo"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--state", type=Path, default=Path("work/vae.safetensors"))
+    parser.add_argument("--decoder-of", type=Path, help="the file that the state's decoder was trained for")
     parser.add_argument("--clips", type=int, default=48, help="of each size, for the latents' mean and deviation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    if arguments.decoder_of is not None:
+        replace_decoder(arguments.state, arguments.decoder_of, arguments.out)
+        return
     export(arguments.state, arguments.out, clips=arguments.clips, seed=arguments.seed, device=arguments.device)
 
 

@@ -1,18 +1,22 @@
-"""Stage 1, the VAE: ``python -m turbowan.demo.train_vae --state work/vae.safetensors``.
+"""The VAE: ``python -m turbowan.demo.train_vae --state work/vae.safetensors``.
 
     loss = mean |e| + 4·mean e² + mean |∂x e| + mean |∂y e| + KL_WEIGHT · KL(latents ‖ N(0, 1))
 
 e is the decode less the clip, of latents mean + deviation·noise; KL is the mean over the latents' elements. Single
 frames come first, then a mixture of lengths and sizes of about equally many pixels, chosen from clips that each call
 draws when it begins. In some all frames but the first are grey, as in the condition of image to video.
+
+With ``--decoder-of FILE`` a finished VAE's decoder is trained on, at a lower rate; its latents stay what they are.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from turbowan.demo.clips import draw, draw_scenes
@@ -21,6 +25,7 @@ from turbowan.demo.stage import Losses, Settings, Stage, add_arguments
 from turbowan.demo.vae_network import decode, encode, new_vae
 from turbowan.demo.vocabulary import draw_triples
 from turbowan.turbo_core.vae import WanVAE
+from turbowan.turbo_core.vae_weights import from_tensors
 
 WIDTH = 8
 KL_WEIGHT = 1e-4
@@ -98,11 +103,19 @@ def _is_convolution(name: str, parameter: nn.Parameter) -> bool:
     return name.endswith("weight")
 
 
-def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] = SHAPES, pool: int = POOL) -> Stage:
-    """Train until the stage's end or this call's."""
+def decoder_of(file: Path) -> WanVAE:
+    """A finished VAE of which only the decoder is trained."""
+    vae = from_tensors(load_file(file), dtype=torch.float32)
+    vae.decoder.requires_grad_(True)
+    return vae
+
+
+def train(vae: WanVAE, settings: Settings, *, shapes: tuple[Shape, ...] = SHAPES, pool: int = POOL) -> Stage:
+    """Train what of the VAE requires gradients until the stage's end or this call's."""
     device, on_gpu = settings.device, settings.device.startswith("cuda")
-    vae = new_vae(width, torch.Generator().manual_seed(settings.seed)).to(device)
-    muon = Muon(vae.named_parameters(), lr=settings.rate, betas=settings.betas, takes=_is_convolution)
+    vae = vae.to(device).train()
+    trained = [(name, parameter) for name, parameter in vae.named_parameters() if parameter.requires_grad]
+    muon = Muon(trained, lr=settings.rate, betas=settings.betas, takes=_is_convolution)
     stage = Stage(vae, settings, muon)
     torch.manual_seed(settings.seed + stage.step)  # the latents' noise
     generator = torch.Generator().manual_seed((settings.seed << 32) + stage.step)
@@ -116,7 +129,8 @@ def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] =
     stills = tuple(shape for shape in shapes if shape.frames == 1)
 
     def losses_of(generator: torch.Generator) -> Losses:
-        shape = draw_shape(stills if stage.step < STILL_STEPS else shapes, generator)
+        early = stage.step < STILL_STEPS and vae.encoder.conv1.weight.requires_grad
+        shape = draw_shape(stills if early else shapes, generator)
         chosen = torch.randint(len(pools[shape]), (shape.clips,), generator=generator)
         loss, figures = losses[shape](pools[shape][chosen.to(device)])
         return {"loss": loss, **dict(zip(TOLD, figures.unbind(), strict=True))}
@@ -128,8 +142,12 @@ def train(settings: Settings, *, width: int = WIDTH, shapes: tuple[Shape, ...] =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, state="work/vae.safetensors", steps=20000, rate=1e-3)
-    arguments = parser.parse_args()
-    train(Settings(**vars(arguments), last=0.4, by_clock=True))
+    parser.add_argument("--decoder-of", type=Path, help="a finished VAE, whose latents are to stay")
+    arguments = vars(parser.parse_args())
+    file = arguments.pop("decoder_of")
+    settings = Settings(**arguments, last=0.4, by_clock=True)
+    generator = torch.Generator().manual_seed(settings.seed)
+    train(new_vae(WIDTH, generator) if file is None else decoder_of(file), settings)
 
 
 if __name__ == "__main__":

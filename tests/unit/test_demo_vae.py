@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from tolerances import SAME_MATHS_FP32, relative_error
 
 from turbowan.demo import vae_network
 from turbowan.demo.check_vae import decibels, picture, report, round_trips
-from turbowan.demo.export_vae import averaged, export, fold
+from turbowan.demo.export_vae import averaged, export, fold, replace_decoder
 from turbowan.demo.stage import LOOK, Settings
-from turbowan.demo.train_vae import Shape, draw_pool, train
+from turbowan.demo.train_vae import Shape, decoder_of, draw_pool, train
 from turbowan.demo.vocabulary import TRAINED
 from turbowan.turbo_core.vae import VAEConfig, WanVAE, denormalize, normalize
 from turbowan.turbo_core.vae_weights import from_tensors
@@ -90,7 +91,7 @@ def test_training_learns_resumes_and_exports(tmp_path, monkeypatch, capsys):
     state, out = tmp_path / "vae.safetensors", tmp_path / "demo_vae.safetensors"
     settings = Settings(state=state, steps=3 * LOOK, minutes=0, rate=1e-3, warmup=10, device="cpu")
     for _ in range(3):
-        stage = train(settings, width=4, shapes=TOY, pool=8)
+        stage = train(vae_network.new_vae(4, torch.Generator().manual_seed(0)), settings, shapes=TOY, pool=8)
     assert stage.step == settings.steps
     told = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
     first, *_, last = (float(words[words.index("loss") + 1]) for words in told)
@@ -104,6 +105,16 @@ def test_training_learns_resumes_and_exports(tmp_path, monkeypatch, capsys):
     kept, made = (model.decode(model.encode(clips)) for model in (trained, vae))
     assert decibels(made, kept) > 40  # fp16 weights
     assert normalize(vae.encode(clips)).abs().mean() < 3
+
+    # Then the decoder alone.
+    settings = replace(settings, state=tmp_path / "decoder.safetensors", steps=LOOK)
+    assert train(decoder_of(out), settings, shapes=TOY, pool=8).step == LOOK
+    replace_decoder(settings.state, out, tmp_path / "finished.safetensors")
+    finished = load_file(tmp_path / "finished.safetensors")
+    changed = {name for name in tensors if not torch.equal(finished[name], tensors[name])}
+    assert finished.keys() == tensors.keys()
+    assert {name.split(".")[0] for name in changed} == {"decoder"}
+    assert torch.equal(from_tensors(finished, dtype=torch.float32).encode(clips), vae.encode(clips))
 
 
 @pytest.mark.parametrize("stage", ["train_vae", "export_vae", "check_vae"])
