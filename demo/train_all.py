@@ -80,16 +80,19 @@ def train(
     distil.train(of("t2v"), replace(student, start=files["full"], previews=0))
     written = {"t2v": output / "turbowan_demo_t2v-quant.pth"}
     export(files["t2v"], written["t2v"])
-    train_dit.train_pair(of("i2v"), replace(course, start=files["full"], previews=0), material)
-    for expert in ("high", "low"):
-        state = files["i2v"].with_name(f"i2v_{expert}.safetensors")
-        written[expert] = output / f"turbowan_demo_i2v_{expert}.safetensors"
-        export(state, written[expert], expert)
+    if shares["i2v"]:
+        train_dit.train_pair(of("i2v"), replace(course, start=files["full"], previews=0), material)
+        for expert in ("high", "low"):
+            state = files["i2v"].with_name(f"i2v_{expert}.safetensors")
+            written[expert] = output / f"turbowan_demo_i2v_{expert}.safetensors"
+            export(state, written[expert], expert)
+    print(f"{time.monotonic() - began:.1f} s until all files are written", file=sys.stderr, flush=True)
     size = {"side": course.side, "frames": course.frames, "topk": course.topk}
     for models, steps in ((["t2v"], 4), (["high", "low"], 4), (["t2v"], 2)):
-        picture = output / f"{models[0]}_{steps}_steps.png"
-        chosen = [written[name] for name in models]
-        check(chosen, material.vae, material.encoder, steps, course.previews, **size, picture=picture)
+        chosen = [written[name] for name in models if name in written]
+        if chosen:
+            picture = output / f"{models[0]}_{steps}_steps.png"
+            check(chosen, material.vae, material.encoder, steps, course.previews, **size, picture=picture)
 
 
 def main() -> None:
@@ -101,15 +104,20 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1024)
     parser.add_argument("--image-clips", type=int, default=384)
     parser.add_argument("--images", type=float, default=0.35, help="share of the clips that have an image as condition")
-    parser.add_argument("--shares", default=SHARES, help=f"of the minutes, for {', '.join(STAGES)}")
+    parser.add_argument("--shares", default=SHARES, help=f"of the minutes, for {', '.join(STAGES)}; i2v may be 0")
     parser.add_argument("--previews", type=int, default=200, help="clips of a model to score at the end")
     parser.add_argument("--guidance", type=float, default=2.5, help="of the teacher of few steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile-ahead", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    shares = dict(zip(STAGES, map(float, given.shares.split(",")), strict=True))
     course = train_dit.Course(
-        topk=0.1, images=given.images, clips=given.clips, image_clips=given.image_clips, previews=given.previews
+        topk=0.1,
+        images=given.images if shares["i2v"] else None,
+        clips=given.clips,
+        image_clips=given.image_clips if shares["i2v"] else 0,
+        previews=given.previews,
     )
     student = distil.Course(start=given.start, guidance=given.guidance)
     if given.compile_ahead:
@@ -126,7 +134,6 @@ def main() -> None:
         slim=True,
         by_clock=True,
     )
-    shares = dict(zip(STAGES, map(float, given.shares.split(",")), strict=True))
     train(given.start, given.output, settings, course, student, shares)
 
 
