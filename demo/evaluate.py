@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--steps", default="4,2,1", help="numbers of steps")
     parser.add_argument("--videos", type=int, default=200, help="of each number of steps")
     parser.add_argument("--trained", action="store_true", help="of triples that were trained instead of held out")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the videos, in pixels")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--topk", type=float, default=0.1)
     parser.add_argument("--precision", default="auto")
@@ -142,7 +143,7 @@ def main() -> None:
     scores = []
     for steps in map(int, given.steps.split(",")):
         picture = None if given.pictures is None else given.pictures / f"{pipeline.family}_{steps}_steps.png"
-        score = evaluate(pipeline, triples, steps, picture=picture)
+        score = evaluate(pipeline, triples, steps, side=given.side, picture=picture)
         print(
             f"{score.model}, {steps} steps: {score.right} of {score.videos} right "
             f"(colour {score.colour}, shape {score.shape}, motion {score.motion}), {score.seconds} s",
