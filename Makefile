@@ -1,3 +1,4 @@
+# make demo        two videos by the demo model that the repository carries, in demo-videos/
 # make test        lint, unit and kernel tests, then the pack in a real ComfyUI and its frontend where they are found
 # make test-hosts  the host tests on every tested ComfyUI version (TURBOWAN_HOSTS, comma-separated checkouts)
 
@@ -9,16 +10,30 @@ TURBOWAN_HOSTS ?= $(COMFYUI_DIR)-0.8.0,$(COMFYUI_DIR)-0.18.1,$(COMFYUI_DIR)
 
 VENV := .venv
 READY := $(VENV)/.ready
+STANDALONE := $(VENV)/.standalone
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+DEMO_VIDEOS ?= demo-videos
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test lint unit hosts browser test-hosts format clean
+.PHONY: demo test lint unit hosts browser test-hosts format clean
+
+# Needs no GPU; a second run only makes the videos.
+demo: $(STANDALONE)
+	mkdir -p $(DEMO_VIDEOS)
+	$(VENV)/bin/turbowan generate "a red ball bouncing to the right" --force -o $(DEMO_VIDEOS)/text-to-video.mp4
+	$(VENV)/bin/turbowan generate "a yellow star moving to the left" --image demo/first_frame.png --force \
+	  -o $(DEMO_VIDEOS)/image-to-video.mp4
 
 test: lint unit hosts
 
-$(READY): pyproject.toml
+$(STANDALONE): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[core,standalone,test]'
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[core,standalone]'
+	touch $@
+
+$(READY): $(STANDALONE)
+	$(PIP) --editable '.[core,standalone,test]'
 	touch $@
 
 lint: $(READY)
@@ -49,4 +64,4 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(DEMO_VIDEOS) build dist *.egg-info

@@ -5,10 +5,11 @@
 
 Writes a random quantized checkpoint in the released layout and a random Wan 2.1 VAE, starts ComfyUI, queues
 `workflows/api/TurboWan_T2V.json` with other file names and a random conditioning for the text encoder pair, and
-checks the MP4 that comes back. Three prompts that differ by seed: cold (load and JIT), warm, and reloaded (weights
-back from host memory after the host was told to unload). A step's time ends when the GPU has finished it
+checks the MP4 that comes back. Four prompts that differ by seed: cold (load and JIT), warm, reloaded (weights back
+from host memory after the host was told to unload), and one through images, with TurboVAEDecode, CreateVideo and
+SaveVideo's own encoding in place of TurboVAEDecodeVideo. A step's time ends when the GPU has finished it
 (`host_observer`), compiling kernels is a stage of its own (`prompt_stages`). The clip's bitrate is that of a real one
-(`random_vae`) and is printed beside the times.
+(`random_vae`) and is printed beside the times; `--texture` makes it smoother or rougher.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from pathlib import Path
 import av
 import torch
 
-from turbowan.benchmarks import released_files, synthetic
-from turbowan.benchmarks.prompt_stages import SAMPLER, Mark, stage_seconds
+from turbowan.benchmarks import loading, random_vae, released_files, synthetic
+from turbowan.benchmarks.prompt_stages import DECODER, IMAGE_DECODER, SAMPLER, Mark, stage_seconds
 from turbowan.benchmarks.released_files import CHECKPOINT, VAE
 from turbowan.benchmarks.request import Size, size_argument
 from turbowan.turbo_core.config import WanConfig
@@ -53,7 +54,7 @@ TINY = WanConfig(dim=256, ffn_dim=384, num_heads=2, num_layers=2, has_proj_l=Tru
 MODELS = {"tiny": TINY} | {name: synthetic.MODELS[name] for name in ("1.3b", "14b")}
 VAE_WIDTHS = {"tiny": 8, "1.3b": 96, "14b": 96}
 FPS = 16
-RELOADED = "reloaded"
+RELOADED, IMAGES = "reloaded", "images"  # passes that are not like the others
 PROMPT_TIMEOUT = 900
 GIB = 2**30
 SHOWN = GIB // 10  # nodes whose peak of GPU memory is smaller are left out
@@ -70,6 +71,8 @@ class Plan:
     steps: int
     cpu: bool
     flags: tuple[str, ...]
+    uncached: bool = False
+    texture: float = random_vae.TEXTURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,17 @@ def workflow(plan: Plan, seed: int) -> Prompt:
     prompt = shrink_workflow(shipped, files=files, sizes=sizes)
     prompt[sampler]["inputs"] |= {"seed": seed, "steps": plan.steps}
     return prompt
+
+
+def through_images(prompt: Prompt) -> Prompt:
+    """The prompt with images between decode and MP4, as stock nodes have them."""
+    (decoder,), (save,) = (nodes_of(prompt, name) for name in (DECODER, "SaveVideo"))
+    inputs = prompt[decoder]["inputs"]
+    images = {"class_type": IMAGE_DECODER, "inputs": {name: inputs[name] for name in ("samples", "vae")}}
+    video = {"class_type": "CreateVideo", "inputs": {"images": ["images", 0], "fps": inputs["fps"]}}
+    kept = {node: item for node, item in prompt.items() if node not in (decoder, save)}
+    saved = prompt[save] | {"inputs": prompt[save]["inputs"] | {"video": ["video", 0]}}
+    return kept | {"images": images, "video": video, save: saved}
 
 
 @contextmanager
@@ -206,21 +220,27 @@ def _print_rows(unit: str, columns: list[dict[str, float]], scale: float) -> Non
 def run_prompts(plan: Plan, base: Path, passes: Sequence[str]) -> Iterator[tuple[str, Figures, bytes]]:
     """One prompt for each of `passes`, with another seed each time: its figures and its MP4.
 
-    The first is cold; before one that is called `RELOADED` the host is told to unload its models.
+    The first is cold; before one that is called `RELOADED` the host is told to unload its models; one that is called
+    `IMAGES`, with or without more behind it, goes `through_images`.
     """
     started = time.perf_counter()
     device = torch.device("cpu" if plan.cpu else "cuda")
-    checkpoint = released_files.write(base / "models", MODELS[plan.model], VAE_WIDTHS[plan.model], device)
+    checkpoint = released_files.write(
+        base / "models", MODELS[plan.model], VAE_WIDTHS[plan.model], device, texture=plan.texture
+    )
     size = checkpoint.stat().st_size
     written = time.perf_counter()
     print(f"checkpoint {size / GIB:.2f} GiB and VAE written in {written - started:.1f} s", flush=True)
+    if plan.uncached:
+        loading.forget(checkpoint)
     with Host(plan, base) as host:
         print(f"ComfyUI answers after {time.perf_counter() - written:.1f} s", flush=True)
         client = ComfyClient(host.url)
         for seed, name in enumerate(passes):
             if name == RELOADED:
                 client.post("/free", {"unload_models": True, "free_memory": False})
-            yield name, *measure(host, client, workflow(plan, seed), plan)
+            prompt = workflow(plan, seed)
+            yield name, *measure(host, client, through_images(prompt) if name.startswith(IMAGES) else prompt, plan)
 
 
 def parse() -> tuple[Plan, Path | None]:
@@ -230,13 +250,20 @@ def parse() -> tuple[Plan, Path | None]:
     parser.add_argument("--model", choices=MODELS, default="1.3b")
     parser.add_argument("--size", type=size_argument, default="832x480x81", help="width x height x frames")
     parser.add_argument("--steps", type=int, choices=range(1, 5), default=4)
+    parser.add_argument(
+        "--texture", type=float, default=random_vae.TEXTURE, help="of the clip: less is smoother, easier to encode"
+    )
     parser.add_argument("--keep", type=Path, help="a folder for the host's log and the last MP4")
     parser.add_argument("--flag", action="append", default=[], help="a start option of ComfyUI, as --flag=--lowvram")
+    parser.add_argument(
+        "--uncached", action="store_true", help="the model file is not in the page cache when it starts"
+    )
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with the tiny model at 160x96x9")
     arguments = parser.parse_args()
     plan = Plan(
         comfy=arguments.comfy.resolve(), python=arguments.python, model=arguments.model, size=arguments.size,
-        steps=arguments.steps, cpu=False, flags=tuple(arguments.flag),
+        steps=arguments.steps, cpu=False, flags=tuple(arguments.flag), uncached=arguments.uncached,
+        texture=arguments.texture,
     )  # fmt: skip
     if arguments.dry_run:
         plan = dataclasses.replace(plan, model="tiny", size=(160, 96, 9), cpu=True)
@@ -253,7 +280,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         try:
-            for name, figures, data in run_prompts(plan, base, ("cold", "warm", RELOADED)):
+            for name, figures, data in run_prompts(plan, base, ("cold", "warm", RELOADED, IMAGES)):
                 runs[name] = figures
                 if keep is not None:
                     (keep / "host_run.mp4").write_bytes(data)

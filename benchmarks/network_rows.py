@@ -2,7 +2,7 @@
 
 A block's time is the slope between a whole network and one with half its blocks, so that embeddings and head drop out.
 Nothing is timed unless the kernels agree with their references and every network with the same function agrees with
-the bf16 one to `AGREEMENT`.
+the bf16 one to `AGREEMENT`, in fp8 to `FP8_AGREEMENT`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from turbowan.turbo_core.config import WanConfig
 from turbowan.turbo_core.vae import latent_size
 
 AGREEMENT = 0.05  # int8 to bf16 is near 0.015 on these weights, another block set near 0.01; a wrong network near 1
+FP8_AGREEMENT = 0.15  # e4m3 rounds a linear's inputs 10 dB worse, so that about 0.05 is expected
 
 
 def measure(request: Request, ceilings: Ceilings) -> list[Row]:
@@ -68,14 +69,17 @@ def _agree(networks: Sequence[Contestant], inputs: tuple[Tensor, ...]) -> None:
     first: dict[bool, tuple[str, Tensor]] = {}
     for network in sorted(networks, key=lambda network: "bf16" not in network.name):
         network.prepare()
+        if network.row is not None:
+            network.net.compile_ahead(*inputs)  # in parallel; a first call would compile one kernel after another
         out = network.forward(*inputs).float()
         if not torch.isfinite(out).all():
             raise SystemExit(f"{network.name}: the output must be finite; nothing is timed")
         name, reference = first.setdefault(network.name.endswith("dense"), (network.name, out))
         error = relative_error(out, reference)
         print(f"check {network.name:26s} {error:.4f} from {name}", flush=True)
-        if not error < AGREEMENT:
-            raise SystemExit(f"{network.name} must agree with {name} to {AGREEMENT}, got {error:.3f}; nothing is timed")
+        limit = FP8_AGREEMENT if network.name.startswith("fp8") else AGREEMENT
+        if not error < limit:
+            raise SystemExit(f"{network.name} must agree with {name} to {limit}, got {error:.3f}; nothing is timed")
 
 
 def _timed(networks: Sequence[Contestant], inputs: tuple[Tensor, ...], repeats: int) -> dict[str, Timing]:

@@ -34,14 +34,20 @@ class Group:
     peers: tuple[tuple[str, float], ...]
 
 
-def groups(rows: Iterable[Row], wanted: str) -> list[Group]:
-    """Headline rows with their peers together; of the steps only those whose name ends in `wanted`."""
+def headlines(rows: Iterable[Row], wanted: str) -> list[Row]:
+    """The rows to show; of the steps only those whose name ends in `wanted`."""
+    return [
+        row
+        for row in rows
+        if row.stage in HEADLINE_STAGES and row.peer_ms is not None
+        if row.stage != "step" or row.name.endswith(wanted)
+    ]
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """Each row of ours with its peers together."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.stage not in HEADLINE_STAGES or row.peer is None or row.peer_ms is None:
-            continue
-        if row.stage == "step" and not row.name.endswith(wanted):
-            continue
         found.setdefault((row.stage, row.name), []).append(row)
     return [
         Group(
@@ -75,7 +81,8 @@ def draw(found: Report, wanted: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = groups(found.rows, wanted)
+    shown = headlines(found.rows, wanted)
+    panels = groups(shown)
     if not panels:
         raise report.ReportError("plot: the report must hold a step, VAE or prompt row with a peer, it has none")
     bars = [1 + len(panel.peers) for panel in panels]
@@ -91,7 +98,7 @@ def draw(found: Report, wanted: str, path: Path) -> None:
         f"TurboWan on one {found.gpu.removeprefix('NVIDIA ')}: shorter is better",
         x=0.02, y=1 - 0.14 / height, ha="left", va="top", color=INK, fontsize=13, fontweight="bold",
     )  # fmt: skip
-    note = f"Medians, in turns with the peers on one card. Random weights. {versions}, {found.date}."
+    note = f"Medians, in turns with the peers on one card. Random weights. {versions}, {report.dates(shown)}."
     figure.text(0.02, 0.13 / height, f"{note}  ▏ floor: counted work at the card's rates", color=FAINT, fontsize=8)
     figure.subplots_adjust(left=0.31, right=0.98, top=1 - 0.78 / height, bottom=0.48 / height)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Rows of the stage `prompt`: the shipped workflow through ComfyUI's queue, warm, from the prompt's start to its MP4.
 
-Seconds are the host's as `host_run` sees them; the first prompt (files, JIT) is not counted. ComfyUI's native models
-have no few-step sampler: what 50 steps with CFG would take there is counted from its forward and decode where this run
-has measured them, and its MP4 from ours. Memory is what the GPU holds more than before ComfyUI was started.
+Seconds are the host's as `host_run` sees them; the first prompt (files, JIT) is not counted. One prompt goes through
+images and the host's own MP4: the peer of decoding and encoding at once. ComfyUI's native models have no few-step
+sampler: what 50 steps with CFG would take there is counted from its forward and decode where this run has measured
+them, and from that MP4. Memory is what the GPU holds more than before ComfyUI was started.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import torch
 from turbowan.benchmarks import floors, host_run, random_vae, synthetic
 from turbowan.benchmarks.ceilings import Ceilings
 from turbowan.benchmarks.contestants import DENSE, NATIVE
-from turbowan.benchmarks.prompt_stages import DECODER, SAMPLER
+from turbowan.benchmarks.host_run import Figures
+from turbowan.benchmarks.prompt_stages import DECODER, IMAGE_DECODER, SAMPLER
 from turbowan.benchmarks.report import Row
 from turbowan.benchmarks.request import Request
 from turbowan.benchmarks.vae_rows import WIDTH
 
 STEPS = 4
 NATIVE_FORWARDS = 100  # 50 steps, each with and without the prompt
-PASSES = ("cold", "warm", "warm 2", "warm 3")
-STAGES = {"sampler": SAMPLER, "VAE decode": DECODER, "MP4": "SaveVideo"}
+WARM = ("warm 1", "warm 2", "warm 3")
+THROUGH_IMAGES = tuple(f"{host_run.IMAGES} {turn}" for turn in (1, 2))
+PASSES = ("cold", THROUGH_IMAGES[0], WARM[0], THROUGH_IMAGES[1], *WARM[1:])
+SAVE = "SaveVideo"
 
 
 def measure(request: Request, ceilings: Ceilings, measured: Sequence[Row]) -> list[Row]:
@@ -41,25 +45,21 @@ def measure(request: Request, ceilings: Ceilings, measured: Sequence[Row]) -> li
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: figures for name, figures, _ in host_run.run_prompts(plan, Path(folder), PASSES)}
     host_run.print_table(runs)
-    warm = [runs[name] for name in PASSES[1:]]
-    whole = 1e3 * statistics.median(figures.seconds["total"] for figures in warm)
-    parts = {
-        stage: 1e3 * statistics.median(_of_node(figures.seconds, node) for figures in warm)
-        for stage, node in STAGES.items()
-    }
-    native = native_prompt_ms(measured, parts["MP4"])
+    warm, images = ([runs[name] for name in names] for names in (WARM, THROUGH_IMAGES))
+    native = native_prompt_ms(measured, _of_nodes(images, SAVE))
     floor = STEPS * _step_floor(request, ceilings), _decode_floor(request, ceilings)
     label = f"{request.label} prompt, {STEPS} steps"
     command = request.command("prompt")
     peer = "native, 50 steps with CFG (counted)" if native else None
     used = max(figures.gpu_used for figures in warm)  # 0 without nvidia-smi
-    rows = [
-        Row(name=label, stage="prompt", ms=whole, peer=peer, peer_ms=native, floor_ms=sum(floor),
-            peak_gib=(used - (total - free)) / host_run.GIB if used else None, command=command)
+    return [
+        Row(name=label, stage="prompt", ms=_of_nodes(warm, "total"), peer=peer, peer_ms=native, floor_ms=sum(floor),
+            peak_gib=(used - (total - free)) / host_run.GIB if used else None, command=command),
+        Row(name=f"{label}: sampler", stage="prompt", ms=_of_nodes(warm, SAMPLER), floor_ms=floor[0], command=command),
+        Row(name=f"{label}: VAE decode and MP4", stage="prompt", ms=_of_nodes(warm, DECODER, SAVE),
+            peer="the same decoder, then ComfyUI's MP4", peer_ms=_of_nodes(images, IMAGE_DECODER, "CreateVideo", SAVE),
+            floor_ms=floor[1], command=command),
     ]  # fmt: skip
-    for (stage, milliseconds), least in zip(parts.items(), (*floor, None), strict=True):
-        rows.append(Row(name=f"{label}: {stage}", stage="prompt", ms=milliseconds, floor_ms=least, command=command))
-    return rows
 
 
 def native_prompt_ms(measured: Sequence[Row], mp4: float) -> float | None:
@@ -69,9 +69,12 @@ def native_prompt_ms(measured: Sequence[Row], mp4: float) -> float | None:
     return None if forward is None or decode is None else NATIVE_FORWARDS * forward + decode + mp4
 
 
-def _of_node(seconds: dict[str, float], node: str) -> float:
-    """A node's seconds, compiling and a sampler's steps together."""
-    return sum(value for name, value in seconds.items() if name == node or name.startswith(node + " "))
+def _of_nodes(runs: Sequence[Figures], *nodes: str) -> float:
+    """Median milliseconds of the nodes together, with compiling and a sampler's steps."""
+    return 1e3 * statistics.median(
+        sum(value for name, value in run.seconds.items() if any(f"{name} ".startswith(node + " ") for node in nodes))
+        for run in runs
+    )
 
 
 def _step_floor(request: Request, ceilings: Ceilings) -> float:

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SAMPLER, DECODER = "TurboT2VSampler", "TurboVAEDecode"
-COMPILING = (SAMPLER, DECODER)
+SAMPLER, DECODER = "TurboT2VSampler", "TurboVAEDecodeVideo"
+IMAGE_DECODER = "TurboVAEDecode"
+COMPILING = (SAMPLER, DECODER, IMAGE_DECODER)
 
 Mark = tuple[float, dict[str, Any]]
 """When a message came, in seconds, and the message."""

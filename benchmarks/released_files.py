@@ -14,13 +14,20 @@ from turbowan.turbo_core.config import WanConfig
 CHECKPOINT, VAE = "random-quant.pth", "random_wan_vae.safetensors"
 
 
-def write(models: Path, config: WanConfig, vae_width: int, device: torch.device) -> Path:
+def write(
+    models: Path,
+    config: WanConfig,
+    vae_width: int,
+    device: torch.device,
+    *,
+    texture: float = random_vae.TEXTURE,
+) -> Path:
     """A quantized T2V checkpoint and a VAE under `models`; the checkpoint's path."""
     for folder in ("diffusion_models", "vae"):
         (models / folder).mkdir(parents=True, exist_ok=True)
     checkpoint = models / "diffusion_models" / CHECKPOINT
     torch.save(released_layout(synthetic.tensors(config, device, quantized=True)), checkpoint)
-    save_file(random_vae.tensors(vae_width), models / "vae" / VAE)
+    save_file(random_vae.tensors(vae_width, texture=texture), models / "vae" / VAE)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return checkpoint

@@ -1,14 +1,15 @@
 """What a run of the benchmarks found: rows, the machine they ran on, as JSON and as a table.
 
     docs/bench/h200.json: {"gpu", "versions", "date", "ceilings", "rows": [{"name", "stage", "ms", "peer", "peer_ms",
-                           "floor_ms", "peak_gib", "peer_peak_gib", "command"}]}
+                           "floor_ms", "peak_gib", "peer_peak_gib", "command", "date"}]}
 
 A row holds ours beside one peer that ran in turns with it; with several peers it appears once for each. What was not
-measured is null.
+measured is null. A row's date is that of the run that measured it, the report's that of the last run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ class Row:
     floor_ms: float | None = None
     peak_gib: float | None = None
     peer_peak_gib: float | None = None
+    date: str = ""  # of the run, which a report gives its rows
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -68,6 +70,11 @@ class Report:
     ceilings: dict[str, Any]
     rows: tuple[Row, ...]
 
+    def __post_init__(self) -> None:
+        """Rows that bear no date yet were measured when the report was."""
+        dated = (row if row.date else dataclasses.replace(row, date=self.date) for row in self.rows)
+        object.__setattr__(self, "rows", tuple(dated))
+
     def write(self, path: Path) -> None:
         """The report as JSON, in the place of what was there."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +95,7 @@ def read(path: Path) -> Report:
 
 
 def merged(old: Report, new: Report) -> Report:
-    """`new` with those rows of `old` that it did not measure: one GPU, several commands.
+    """`new` with those rows of `old` that it did not measure, under their own dates: one GPU, several commands.
 
     Raises:
         ReportError: if they come from different GPUs.
@@ -106,6 +113,12 @@ def _row(data: dict[str, Any]) -> Row:
     if unknown := set(data) - known:
         raise ReportError(f"a row holds {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
     return Row(**data)
+
+
+def dates(rows: Iterable[Row]) -> str:
+    """The day, or the first and the last, on which the rows were measured."""
+    days = sorted({row.date for row in rows})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
 COLUMNS = ("stage", "name", "ms", "peer", "peer ms", "× faster", "floor ms", "× floor", "GiB", "peer GiB")

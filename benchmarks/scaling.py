@@ -117,11 +117,13 @@ def sampler(net: TurboWan, shape: Shape) -> Iterator[Tensor]:
         yield rcm.sample(predict, latent.double(), times, stochastic=True, noise=noise)
 
 
-def measure(net: TurboWan, axis: str, label: str, shape: Shape, mode: str, rates: ceilings.Ceilings) -> Point:
+def measure(
+    net: TurboWan, axis: str, label: str, shape: Shape, mode: str, rates: ceilings.Ceilings, repeats: int
+) -> Point:
     net.attention = AttentionSettings(mode=mode, topk=shape.ratio)
     results = sampler(net, shape)
     first = elapsed_ms(lambda: next(results))
-    timing = interleaved({label: lambda: next(results)}, 2)[label]
+    timing = interleaved({label: lambda: next(results)}, repeats, warm=True)[label]
     per_sample = floors.step(net.config, floors.tokens_of(shape.size), bits=8, mode=mode, topk=shape.ratio)
     return Point(
         axis=axis,
@@ -142,11 +144,11 @@ def build(config: WanConfig, row: dit_step.Row) -> TurboWan:
     return net
 
 
-def sweep(net: TurboWan, axes: Sequence[str], mode: str, rates: ceilings.Ceilings) -> Iterator[Point]:
+def sweep(net: TurboWan, axes: Sequence[str], mode: str, rates: ceilings.Ceilings, repeats: int) -> Iterator[Point]:
     """Every point of `axes`, marked; the first call compiles and is not one."""
-    measure(net, "", "", Shape(), mode, rates)
+    measure(net, "", "", Shape(), mode, rates, 1)
     for axis in axes:
-        yield from marked([measure(net, axis, label, shape, mode, rates) for label, shape in SWEEPS[axis]])
+        yield from marked([measure(net, axis, label, shape, mode, rates, repeats) for label, shape in SWEEPS[axis]])
         torch.cuda.empty_cache()
 
 
@@ -157,25 +159,28 @@ def main() -> None:
     parser.add_argument("--model", choices=synthetic.MODELS, default="1.3b")
     parser.add_argument("--row", choices=[row.name for row in dit_step.ROWS], default="int8 + sagesla")
     parser.add_argument("--axes", type=lambda text: text.split(","), default=list(SWEEPS), help="comma-separated")
+    parser.add_argument("--repeats", type=int, default=2, help="of each point, behind its first call")
     arguments = parser.parse_args()
     device = torch.device("cuda")
     dit_step.check_kernels(device)
     rates = ceilings.of_gpu(torch.cuda.get_device_name(), **ceilings.measure(device))
     row = next(row for row in dit_step.ROWS if row.name == arguments.row)
-    points = []
-    for point in sweep(build(synthetic.MODELS[arguments.model], row), arguments.axes, row.mode, rates):
-        points.append(point)
-        print(line(point), flush=True)
     found = {
         "gpu": torch.cuda.get_device_name(),
         "versions": suite.versions(),
         "date": datetime.date.today().isoformat(),
         "model": arguments.model,
         "row": row.name,
-        "points": [asdict(point) for point in points],
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    points: list[Point] = []
+    for point in sweep(
+        build(synthetic.MODELS[arguments.model], row), arguments.axes, row.mode, rates, arguments.repeats
+    ):
+        points.append(point)
+        print(line(point), flush=True)
+        written = found | {"points": [asdict(point) for point in points]}  # after every point: a later one may fail
+        arguments.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(f"{len(points)} points, {sum(bool(point.cliffs) for point in points)} cliffs")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +37,9 @@ def run(request: Request, json: Path | None) -> None:
     print(f"{name}: {reached['bf16']:.0f} TFLOP/s bf16 and {reached['copy']:.2f} TB/s copy now; ceilings {ceilings}")
     rows: list[Row] = []
     for stage in stages(request):
+        started = time.perf_counter()
         rows += _measure(stage, request, ceilings, rows)
+        print(f"stage {stage}: {time.perf_counter() - started:.0f} s", flush=True)
         torch.cuda.empty_cache()
         new = Report(
             gpu=name,

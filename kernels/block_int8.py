@@ -147,6 +147,12 @@ def linear_ref(a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, gelu:
     return (F.gelu(y, approximate="tanh") if gelu else y).to(dtype)
 
 
+def row_squares_ref(y: Tensor) -> Tensor:
+    """Σ y² of each row, a part per 128 columns: [M, N] → fp32 [N/128, M]."""
+    parts = F.pad(y.to(torch.float32), (0, -y.shape[1] % BLOCK)).reshape(y.shape[0], -1, BLOCK)
+    return parts.square().sum(dim=2).T.contiguous()
+
+
 def quantize_activations(x: Tensor, rows: int = 1) -> QuantizedActivations:
     """Quantize activations [B, L, K] or [M, K] by the kernel where it runs, else by the reference."""
     if LINEAR.accepts(x):
@@ -173,6 +179,18 @@ def linear(
     if residual is None:
         return linear_ref(a, w, bias, gelu, like.dtype)
     return residual.add(linear_ref(a, w, bias, gelu, torch.float32)).to(like.dtype).reshape(-1, w.shape[0])
+
+
+def linear_with_squares(
+    a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`linear` and, for an RMS norm that follows, `row_squares_ref` of what it wrote, from the GEMM's epilogue."""
+    if LINEAR.accepts(like):
+        from .block_int8_triton import linear_with_squares_triton
+
+        return linear_with_squares_triton(a, w, bias, like.dtype)
+    y = linear_ref(a, w, bias, False, like.dtype)
+    return y, row_squares_ref(y)
 
 
 def linear_quantized(

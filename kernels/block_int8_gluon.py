@@ -2,9 +2,12 @@
 
 A program owns a multiprocessor and walks through 192×128 tiles of y. One warp copies tiles of codes to shared memory
 by TMA; three warpgroups of 64 rows each multiply one K block of 128 (wgmma s8 → s32), add it to their fp32 sums under
-its scales while the others multiply, and finish the tile: bias, GELU, gated residual or int8 codes, written back by
-TMA. A K block moves 40 KiB for 2·192·128·128 operations; the plain kernel's 64×128 tiles move 24 KiB for a third of
-them and are bound by shared memory. Same bits, 930–1,080 TOPS instead of 800–860 on an H200 (docs/facts.md).
+its scales while the others multiply, and finish the tile (`block_int8_finish_gluon`) while the first K block of the
+next one multiplies. A K block moves 40 KiB for 2·192·128·128 operations; the plain kernel's 64×128 tiles move 24 KiB
+for a third of them and are bound by shared memory. Same bits, 910–1,090 TOPS on an H200 (docs/facts.md).
+
+What a warpgroup does between two of its products keeps the tensor cores waiting, so little stands there: scales are
+loaded a K block ahead and multiplied behind the product's start, and stages are given back there.
 """
 
 from __future__ import annotations
@@ -16,17 +19,13 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
+from .block_int8_finish_gluon import fetch_residual, finish_tile
 from .dispatch import multiprocessors
+from .hopper_gluon import barrier, load_tile
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -36,18 +35,31 @@ STAGES, STAGES_CODES = 4, 5
 MULTIPLY_REGISTERS, COPY_REGISTERS = 160, 24
 L2_ROWS = 8  # row blocks walked together, so that their weight tiles stay in the L2 cache
 
-# 1.5·2^23: adding it leaves an integer of magnitude < 2^22 in the low bits of an fp32, rounded to nearest even.
-_ROUND_MAGIC = gl.constexpr(12582912.0)
-_CODE_MAX = gl.constexpr(12582912.0 + 127.0)
+_X_BLOCK = gl.constexpr(5)  # the K block during which a tile's residual is fetched, the last one if there are fewer
 
 
 @gluon.jit
-def _tile_of(tile, m_blocks, n_blocks, L2_ROWS: gl.constexpr):
-    """Columns first within groups of row blocks."""
-    per_group = L2_ROWS * n_blocks
-    first_m = tile // per_group * L2_ROWS
-    group_m = gl.minimum(m_blocks - first_m, L2_ROWS)
-    return first_m + (tile % per_group) % group_m, (tile % per_group) // group_m
+def _place(band, index, m_blocks, n_blocks, L2_ROWS: gl.constexpr):
+    """Row and column block of a tile, given as its band of L2_ROWS row blocks and its index there: columns last."""
+    rows = gl.minimum(m_blocks - band * L2_ROWS, L2_ROWS)
+    if rows == L2_ROWS:
+        n_block = index // L2_ROWS
+    else:
+        rows = gl.maximum(rows, 1)  # behind the last tile there may be none
+        n_block = gl.minimum(index // rows, n_blocks - 1)
+    m_block = band * L2_ROWS + index - n_block * rows
+    return m_block, n_block
+
+
+@gluon.jit
+def _next_tile(band, index, band_step, index_step, band_tiles):
+    """The tile that this program works on next, found without a division."""
+    band += band_step
+    index += index_step
+    if index >= band_tiles:
+        index -= band_tiles
+        band += 1
+    return band, index
 
 
 @gluon.jit
@@ -69,54 +81,103 @@ def _copy_tiles(
     depth: gl.constexpr = a_desc.block_shape[1]
     stage = 0
     phase = 1  # a fresh barrier's previous phase: every stage is free at first
-    for tile in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
-        m_block, n_block = _tile_of(tile, m_blocks, n_blocks, L2_ROWS)
+    band_tiles = L2_ROWS * n_blocks
+    band = gl.program_id(0) // band_tiles
+    index = gl.program_id(0) % band_tiles
+    band_step = gl.num_programs(0) // band_tiles
+    index_step = gl.num_programs(0) % band_tiles
+    for _ in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
+        m_block, n_block = _place(band, index, m_blocks, n_blocks, L2_ROWS)
         for k_block in range(k_blocks):
             mbarrier.wait(free.index(stage), phase)
             arrived = ready.index(stage)
             mbarrier.expect(arrived, (GROUPS * rows + columns) * depth)
-            tma.async_copy_global_to_shared(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
+            load_tile(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
             for group in gl.static_range(GROUPS):
                 first = (m_block * GROUPS + group) * rows
-                tma.async_copy_global_to_shared(
-                    a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group)
-                )
+                load_tile(a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group))
             stage, phase = _next_stage(stage, phase, STAGES)
-
-
-@gluon.jit
-def _gelu_tanh(x):
-    """x/2·(1 + tanh u) with the hardware's tanh (relative error 2^-11); two special functions less than exactly."""
-    u = x * (0.7978845608028654 + 0.03567740813636141 * (x * x))
-    t = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=gl.float32, is_pure=True, pack=1)
-    half = 0.5 * x
-    return half * t + half
+        band, index = _next_tile(band, index, band_step, index_step, band_tiles)
 
 
 @gluon.jit
 def _multiply_tiles(
-    y_tile, x_arrived, y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr, gate_ptr, y_scale_ptr, M, N,
-    a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks,
+    y_tile, x_arrived, y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr, gate_ptr, parts_ptr, M, N,
+    a_scale_stride, parts_stride, amax_min, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks,
     group: gl.constexpr, HAS_BIAS: gl.constexpr, GELU: gl.constexpr, RESIDUAL: gl.constexpr, GATE: gl.constexpr,
-    QUANTIZE: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
+    QUANTIZE: gl.constexpr, SQUARES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
 ):  # fmt: skip
     rows_a_group: gl.constexpr = y_desc.block_shape[0]
     width: gl.constexpr = y_desc.block_shape[1]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 32])
+    vector: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])  # a column a thread
     unused = gl.zeros([rows_a_group, width], gl.int32, layout)
+    total = gl.zeros([rows_a_group, width], gl.float32, layout)
+    bias = gl.zeros([width], bias_ptr.dtype.element_ty, vector)
+    gate = gl.zeros([width], gl.float32, vector)
     stage = 0
     phase = 0
-    x_phase = 0
-    for tile in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
-        m_block, n_block = _tile_of(tile, m_blocks, n_blocks, L2_ROWS)
-        first = (m_block * GROUPS + group) * rows_a_group
-        rows = first + gl.arange(0, rows_a_group, gl.SliceLayout(1, layout))
+    read_stage = 0  # multiplied, not given back yet
+    x_phase = 1
+    m_block = 0
+    n_block = 0
+    tiles = m_blocks * n_blocks
+    band_tiles = L2_ROWS * n_blocks
+    band = gl.program_id(0) // band_tiles
+    index = gl.program_id(0) % band_tiles
+    band_step = gl.num_programs(0) // band_tiles
+    index_step = gl.num_programs(0) % band_tiles
+    # A tile is finished while the first K block of the next one multiplies. The last round multiplies whatever lies
+    # there, so that no branch stands between the products.
+    for tile in range(gl.program_id(0), tiles + gl.num_programs(0), gl.num_programs(0)):
+        more = tile < tiles
+        mbarrier.wait(ready.index(stage), phase, pred=more)
+        product = warpgroup_mma(
+            a_tiles.index(stage * GROUPS + group),
+            w_tiles.index(stage).permute((1, 0)),
+            unused,
+            use_acc=False,
+            is_async=True,
+        )
+        next_m, next_n = _place(band, index, m_blocks, n_blocks, L2_ROWS)
+        band, index = _next_tile(band, index, band_step, index_step, band_tiles)
+        next_m = next_m * GROUPS + group
+        rows = next_m * rows_a_group + gl.arange(0, rows_a_group, gl.SliceLayout(1, layout))
         # Rows past the end are computed with the last row's scales and never written.
         a_scales = a_scale_ptr + gl.minimum(rows, M - 1)
-        w_scales = w_scale_ptr + n_block * k_blocks
-        scale = gl.load(a_scales) * gl.load(w_scales)
-        total = gl.zeros([rows_a_group, width], gl.float32, layout)
-        for k_block in range(k_blocks):
+        w_scales = w_scale_ptr + next_n * k_blocks
+        a_scale = gl.load(a_scales)
+        w_scale = gl.load(w_scales)
+        if tile != gl.program_id(0):
+            finish_tile(
+                total, y_tile, y_desc, x_arrived, x_phase, bias, gate, parts_ptr, m_block, n_block, M, parts_stride,
+                amax_min, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, SQUARES,
+            )  # fmt: skip
+        m_block = next_m
+        n_block = next_n
+        columns = n_block * width + gl.arange(0, width, vector)
+        if HAS_BIAS:
+            bias = gl.load(bias_ptr + columns, mask=columns < N, other=0.0)
+        if GATE:
+            gate = gl.load(gate_ptr + columns, mask=columns < N, other=0.0)
+        product = warpgroup_mma_wait(0, deps=[product])
+        total = product.to(gl.float32) * (a_scale * w_scale)[:, None]
+        read_stage = stage
+        stage, phase = _next_stage(stage, phase, STAGES)
+        a_scales += a_scale_stride
+        w_scales += 1
+        a_scale = gl.load(a_scales, mask=k_blocks > 1)
+        w_scale = gl.load(w_scales, mask=k_blocks > 1)
+        x_block = gl.minimum(k_blocks, _X_BLOCK) - 1
+        if RESIDUAL:
+            x_phase ^= 1
+            if (x_block == 0) & more:
+                fetch_residual(x_desc, x_arrived, y_tile, m_block, n_block)
+        barrier()
+        for k_block in range(1, gl.where(more, k_blocks, 1)):
+            if RESIDUAL:  # noqa: SIM102 - decided when it is compiled
+                if k_block == x_block:
+                    fetch_residual(x_desc, x_arrived, y_tile, m_block, n_block)
             mbarrier.wait(ready.index(stage), phase)
             product = warpgroup_mma(
                 a_tiles.index(stage * GROUPS + group),
@@ -125,42 +186,29 @@ def _multiply_tiles(
                 use_acc=False,
                 is_async=True,
             )
-            following = gl.minimum(k_block + 1, k_blocks - 1)
-            next_scale = gl.load(a_scales + following.to(gl.int64) * a_scale_stride) * gl.load(w_scales + following)
-            product = warpgroup_mma_wait(0, deps=[product])
-            mbarrier.arrive(free.index(stage))
-            total += product.to(gl.float32) * scale[:, None]
-            scale = next_scale
+            # The last stage is given back once all four warps have read it. The second barrier replaces one that
+            # Triton would put before the next wait, where no product is under way.
+            barrier()
+            mbarrier.arrive(free.index(read_stage))
+            barrier()
+            read_stage += 1
+            if read_stage == STAGES:
+                read_stage = 0
+            scale = a_scale * w_scale
+            a_scales += a_scale_stride
+            w_scales += 1
+            a_scale = gl.load(a_scales, mask=k_block + 1 < k_blocks)
+            w_scale = gl.load(w_scales, mask=k_block + 1 < k_blocks)
             stage, phase = _next_stage(stage, phase, STAGES)
-
-        columns = n_block * width + gl.arange(0, width, gl.SliceLayout(0, layout))
-        if HAS_BIAS:
-            total += gl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(gl.float32)[None, :]
-        if GELU:
-            total = _gelu_tanh(total)
-        tma.store_wait(0)  # the last tile has left y_tile
-        if RESIDUAL:
-            mbarrier.expect(x_arrived, rows_a_group * width * 2)
-            tma.async_copy_global_to_shared(x_desc, [first, n_block * width], x_arrived, y_tile)
-            mbarrier.wait(x_arrived, x_phase)
-            x_phase ^= 1
-            if GATE:
-                total *= gl.load(gate_ptr + columns, mask=columns < N, other=0.0)[None, :]
-            total += y_tile.load(layout).to(gl.float32)
-        if QUANTIZE:
-            amax = gl.maximum(gl.max(gl.abs(total), axis=1), amax_min)
-            codes = gl.minimum(total * (128.0 / amax)[:, None] + _ROUND_MAGIC, _CODE_MAX)
-            y_tile.store(codes.to(gl.int32, bitcast=True).to(gl.int8))
-            y_scales = y_scale_ptr + n_block.to(gl.int64) * y_scale_stride + rows
-            gl.store(y_scales, amax * (1.0 / 128.0), mask=rows < M)
-        else:
-            y_tile.store(total.to(y_tile.dtype))
-        fence_async_shared()
-        tma.async_copy_shared_to_global(y_desc, [first, n_block * width], y_tile)
+            product = warpgroup_mma_wait(0, deps=[product])
+            total += product.to(gl.float32) * scale[:, None]
+        barrier()
+        mbarrier.arrive(free.index(read_stage), pred=more)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["M", "a_scale_stride", "y_scale_stride"])
+# A sample's scales begin wherever the sample before it ends.
+@gluon.jit(do_not_specialize=["M", "a_scale_stride", "parts_stride"], do_not_specialize_on_alignment=["a_scale_ptr"])
 def _linear_kernel(
     a_desc,  # int8 [M, K], blocks of 64×128
     w_desc,  # int8 [N, K], blocks of 128×128
@@ -170,18 +218,19 @@ def _linear_kernel(
     w_scale_ptr,  # fp32 [N/128, K/128]
     bias_ptr,  # [N]
     gate_ptr,  # fp32 [N]
-    y_scale_ptr,  # fp32 [N/128, M] where QUANTIZE
+    parts_ptr,  # fp32 [N/128, M]: scales where QUANTIZE, Σ y² where SQUARES
     M,
     N,
     K,
     a_scale_stride,
-    y_scale_stride,
+    parts_stride,
     amax_min,
     HAS_BIAS: gl.constexpr,
     GELU: gl.constexpr,
     RESIDUAL: gl.constexpr,
     GATE: gl.constexpr,
     QUANTIZE: gl.constexpr,
+    SQUARES: gl.constexpr,
     GROUPS: gl.constexpr,
     STAGES: gl.constexpr,
     L2_ROWS: gl.constexpr,
@@ -212,21 +261,21 @@ def _linear_kernel(
         [
             (_multiply_tiles, (
                 y_tiles.index(0), x_arrived.index(0), y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
-                gate_ptr, y_scale_ptr, M, N, a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free,
+                gate_ptr, parts_ptr, M, N, a_scale_stride, parts_stride, amax_min, a_tiles, w_tiles, ready, free,
                 m_blocks, n_blocks, k_blocks,
-                0, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, GROUPS, STAGES, L2_ROWS,
+                0, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, SQUARES, GROUPS, STAGES, L2_ROWS,
             )),
             (_multiply_tiles, (
                 y_tiles.index(1), x_arrived.index(1), y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
-                gate_ptr, y_scale_ptr, M, N, a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free,
+                gate_ptr, parts_ptr, M, N, a_scale_stride, parts_stride, amax_min, a_tiles, w_tiles, ready, free,
                 m_blocks, n_blocks, k_blocks,
-                1, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, GROUPS, STAGES, L2_ROWS,
+                1, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, SQUARES, GROUPS, STAGES, L2_ROWS,
             )),
             (_multiply_tiles, (
                 y_tiles.index(2), x_arrived.index(2), y_desc, x_desc, a_scale_ptr, w_scale_ptr, bias_ptr,
-                gate_ptr, y_scale_ptr, M, N, a_scale_stride, y_scale_stride, amax_min, a_tiles, w_tiles, ready, free,
+                gate_ptr, parts_ptr, M, N, a_scale_stride, parts_stride, amax_min, a_tiles, w_tiles, ready, free,
                 m_blocks, n_blocks, k_blocks,
-                2, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, GROUPS, STAGES, L2_ROWS,
+                2, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, SQUARES, GROUPS, STAGES, L2_ROWS,
             )),
             (_copy_tiles, (
                 a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks, GROUPS, STAGES, L2_ROWS,
@@ -245,15 +294,17 @@ def linear_gluon(
     *,
     gelu: bool,
     y: Tensor,
-    y_scale: Tensor | None = None,
+    parts: Tensor | None = None,
     residual: GatedResidual | None = None,
 ) -> None:
-    """Launch the GEMM into `y` [M, N]: 16-bit, or int8 with its `y_scale` fp32 [N/128, M].
+    """Launch the GEMM into `y` [M, N]: 16-bit, or int8 codes.
+
+    `parts`, fp32 [N/128, M], takes the scales of the codes, or Σ y² of each row and 128 columns where y is 16-bit.
 
     Samples with gates of their own are launched one by one: a tile would have to look up each row's gate.
     """
     if residual is None or residual.gate is None or residual.gate.shape[0] == 1:
-        _launch(a, w, bias, gelu, y, y_scale, residual)
+        _launch(a, w, bias, gelu, y, parts, residual)
         return
     batch = residual.gate.shape[0]
     length = y.shape[0] // batch
@@ -270,12 +321,13 @@ def _launch(
     bias: Tensor | None,
     gelu: bool,
     y: Tensor,
-    y_scale: Tensor | None,
+    parts: Tensor | None,
     residual: GatedResidual | None,
 ) -> None:
     (m, k), n = a.codes.shape, w.shape[0]
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
-    y_desc = _descriptor(y, GROUP_ROWS)
+    quantize = y.dtype == torch.int8
+    y_desc, w_scale = _descriptor(y, GROUP_ROWS), w.scale.contiguous()
     tiles = triton.cdiv(m, GROUPS * GROUP_ROWS) * triton.cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
         _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
@@ -284,23 +336,24 @@ def _launch(
             y_desc,
             y_desc if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
             a.scale,
-            w.scale.contiguous(),
+            w_scale,
             y if bias is None else bias,
-            a.scale if gate is None else gate,
-            a.scale if y_scale is None else y_scale,
+            w_scale if gate is None else gate,
+            w_scale if parts is None else parts,
             m,
             n,
             k,
             a.scale.stride(0),
-            0 if y_scale is None else y_scale.stride(0),
+            0 if parts is None else parts.stride(0),
             AMAX_FLOOR,
             HAS_BIAS=bias is not None,
             GELU=gelu,
             RESIDUAL=residual is not None,
             GATE=gate is not None,
-            QUANTIZE=y_scale is not None,
+            QUANTIZE=quantize,
+            SQUARES=parts is not None and not quantize,
             GROUPS=GROUPS,
-            STAGES=STAGES if y_scale is None else STAGES_CODES,
+            STAGES=STAGES_CODES if quantize else STAGES,
             L2_ROWS=L2_ROWS,
             MULTIPLY_REGISTERS=MULTIPLY_REGISTERS,
             COPY_REGISTERS=COPY_REGISTERS,

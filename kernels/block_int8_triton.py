@@ -26,9 +26,9 @@ LINEAR_GROUP_M = 8
 
 
 @triton.jit
-def round_even(x):
-    """To the nearest integer, ties to even, for magnitudes below 2^22."""
-    return (x + ROUND_MAGIC) - ROUND_MAGIC
+def round_to_codes(x):
+    """Int8 codes of x, whose magnitude is at most 127: to the nearest integer, ties to even, the sum's low byte."""
+    return (x + ROUND_MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def _finish_tile(
     x_ptr,  # [M, N] where RESIDUAL
     gate_ptr,  # fp32 [M/length or 1, N] where GATE
     y_ptr,  # [M, N], int8 codes where QUANTIZE
-    y_scale_ptr,  # fp32 [N/128, M] where QUANTIZE
+    parts_ptr,  # fp32 [N/128, M]: the codes' scales, or Σ y² where SQUARES
     M,
     N,
     length,
@@ -106,6 +106,7 @@ def _finish_tile(
     RESIDUAL: tl.constexpr,
     GATE: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    SQUARES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -124,14 +125,19 @@ def _finish_tile(
             sample = (rows // length).to(tl.int64)
             accumulator *= tl.load(gate_ptr + sample[:, None] * gate_stride + columns[None, :], mask=inside, other=0.0)
         accumulator += tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    parts_ptrs = parts_ptr + n_block.to(tl.int64) * M + rows
     if QUANTIZE:
         # BLOCK_N is the quantization block, so that a tile's row is one row's share of a scale.
         accumulator = tl.where((columns < N)[None, :], accumulator, 0.0)
         amax = tl.maximum(tl.max(tl.abs(accumulator), axis=1), AMAX_MIN)
         tl.store(y_ptrs, encode_rows(accumulator, amax), mask=inside)
-        tl.store(y_scale_ptr + n_block.to(tl.int64) * M + rows, amax * (1.0 / 128.0), mask=rows < M)
+        tl.store(parts_ptrs, amax * (1.0 / 128.0), mask=rows < M)
     else:
-        tl.store(y_ptrs, accumulator.to(y_ptr.dtype.element_ty), mask=inside)
+        y = accumulator.to(y_ptr.dtype.element_ty)
+        tl.store(y_ptrs, y, mask=inside)
+        if SQUARES:
+            written = tl.where((columns < N)[None, :], y.to(tl.float32), 0.0)
+            tl.store(parts_ptrs, tl.sum(written * written, axis=1), mask=rows < M)
 
 
 @triton.jit(do_not_specialize=["M", "length"])
@@ -144,7 +150,7 @@ def _linear_kernel(
     x_ptr,
     gate_ptr,
     y_ptr,
-    y_scale_ptr,
+    parts_ptr,
     M,
     N,
     K,
@@ -156,6 +162,7 @@ def _linear_kernel(
     RESIDUAL: tl.constexpr,
     GATE: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    SQUARES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -191,7 +198,7 @@ def _linear_kernel(
         x_ptr,
         gate_ptr,
         y_ptr,
-        y_scale_ptr,
+        parts_ptr,
         M,
         N,
         length,
@@ -202,6 +209,7 @@ def _linear_kernel(
         RESIDUAL,
         GATE,
         QUANTIZE,
+        SQUARES,
         BLOCK_M,
         BLOCK_N,
     )
@@ -249,15 +257,29 @@ def linear_triton(
     return y
 
 
+def linear_with_squares_triton(
+    a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The GEMM and `block_int8.row_squares_ref` of its output."""
+    y, squares = _outputs(a, w, dtype)
+    _launch_linear(a, w, bias, False, y, squares, None)
+    return y, squares
+
+
 def linear_quantized_triton(
     a: QuantizedActivations, w: BlockInt8, bias: Tensor | None, gelu: bool
 ) -> QuantizedActivations:
     """The GEMM with its output quantized per row and 128 columns before it is written."""
-    (m, _), n = a.codes.shape, w.shape[0]
-    codes = torch.empty(m, n, dtype=torch.int8, device=a.codes.device)
-    scale = torch.empty(triton.cdiv(n, BLOCK), m, dtype=torch.float32, device=a.codes.device)
+    codes, scale = _outputs(a, w, torch.int8)
     _launch_linear(a, w, bias, gelu, codes, scale, None)
     return QuantizedActivations(codes, scale)
+
+
+def _outputs(a: QuantizedActivations, w: BlockInt8, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Room for y [M, N] `dtype` and a number for each row and 128 columns, fp32 [N/128, M]."""
+    (m, _), n, device = a.codes.shape, w.shape[0], a.codes.device
+    parts = torch.empty(triton.cdiv(n, BLOCK), m, dtype=torch.float32, device=device)
+    return torch.empty(m, n, dtype=dtype, device=device), parts
 
 
 def _launch_linear(
@@ -266,7 +288,7 @@ def _launch_linear(
     bias: Tensor | None,
     gelu: bool,
     y: Tensor,
-    y_scale: Tensor | None,
+    parts: Tensor | None,
     residual: GatedResidual | None,
 ) -> None:
     (m, k), n = a.codes.shape, w.shape[0]
@@ -278,9 +300,9 @@ def _launch_linear(
     if y.element_size() <= 2 and whole_rows and gluon_refusal(y.device) is None:
         from .block_int8_gluon import linear_gluon
 
-        linear_gluon(a, w, bias, gelu=gelu, y=y, y_scale=y_scale, residual=residual)
+        linear_gluon(a, w, bias, gelu=gelu, y=y, parts=parts, residual=residual)
     else:
-        _launch_plain(a, w, bias, gelu, y, y_scale, residual)
+        _launch_plain(a, w, bias, gelu, y, parts, residual)
 
 
 def _launch_plain(
@@ -289,7 +311,7 @@ def _launch_plain(
     bias: Tensor | None,
     gelu: bool,
     y: Tensor,
-    y_scale: Tensor | None,
+    parts: Tensor | None,
     residual: GatedResidual | None,
 ) -> None:
     (m, k), n = a.codes.shape, w.shape[0]
@@ -306,7 +328,7 @@ def _launch_plain(
             x,
             gate if gate is not None else a.scale,
             y,
-            y_scale if y_scale is not None else y,
+            parts if parts is not None else y,
             m,
             n,
             k,
@@ -317,7 +339,8 @@ def _launch_plain(
             GELU=gelu,
             RESIDUAL=residual is not None,
             GATE=gate is not None,
-            QUANTIZE=y_scale is not None,
+            QUANTIZE=y.dtype == torch.int8,
+            SQUARES=parts is not None and y.dtype != torch.int8,
             BLOCK_M=LINEAR_TILE_M,
             BLOCK_N=BLOCK,
             BLOCK_K=BLOCK,

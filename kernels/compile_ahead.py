@@ -16,7 +16,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -39,7 +39,7 @@ def compile_ahead(
     walk: Callable[[], object],
     device: torch.device,
     *,
-    gluon_probe: str = "run_probe",
+    gluon_probes: Sequence[str] = ("run_probe", "run_attention_probe"),
     progress: Progress | None = None,
     interrupted: Callable[[], None] | None = None,
 ) -> int:
@@ -47,7 +47,7 @@ def compile_ahead(
 
     Args:
         walk: a computation on real inputs, whose result is thrown away.
-        gluon_probe: what tries its Gluon kernels (`dispatch.gluon_refusal`).
+        gluon_probes: what try its Gluon kernels (`dispatch.gluon_refusal`).
         interrupted: called often; raises to cancel. What has begun is waited for, a second or two.
     """
     if triton_refusal(device) is not None:
@@ -59,7 +59,8 @@ def compile_ahead(
             "Triton %s compiles each kernel at its first use; a newer one compiles in parallel", triton.__version__
         )
         return 0
-    gluon_refusal(device, gluon_probe)  # decided once by a probe, which must really launch
+    for probe in gluon_probes:
+        gluon_refusal(device, probe)  # decided once by a probe, which must really launch
     with torch.cuda.device(device), _pool(device) as pool:
         executor = _Loading(pool)
         with triton.AsyncCompileMode(executor, ignore_errors=True):  # an error is raised by the launch that needs it

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import BackendUnavailableError
+
 log = logging.getLogger(__name__)
 
 MIN_TRITON = (3, 0)
 MIN_GLUON_TRITON = (3, 6)
-
-
-class BackendUnavailableError(ValueError):
-    """A requested implementation cannot run here; the message gives every reason and the alternative."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the VAE's Gluon kernels for Hopper share: the shape of their tiles, and Gluon's names by Triton version.
+"""Gluon's names by Triton version, and what the VAE's kernels for Hopper share: the shape of their tiles.
 
 A program has one warp that copies by TMA and two warpgroups that multiply, each into three accumulators of 64 rows
 (output channels) by 128 columns (8 x 16 positions). A stage of the pipeline holds ``BLOCK_K`` input channels of
@@ -28,10 +28,11 @@ VIEWS_GROW = gl.constexpr(not hasattr(gl, "barrier"))  # whether a view may go o
 
 
 @builtin
-def view(memory, shape, layout, _semantic=None):
-    """Shared memory from where ``memory`` starts, in another shape of the same type."""
+def view(memory, shape, layout, dtype=None, _semantic=None):
+    """Shared memory from where ``memory`` starts, in another shape and, where one is given, another type."""
     shape = [_unwrap_if_constexpr(side) for side in _unwrap_if_constexpr(shape)]
-    return _semantic.memdesc_reinterpret(memory, memory.dtype, shape, _unwrap_if_constexpr(layout))
+    dtype = _unwrap_if_constexpr(dtype) or memory.dtype
+    return _semantic.memdesc_reinterpret(memory, dtype, shape, _unwrap_if_constexpr(layout))
 
 
 @gluon.jit

@@ -31,7 +31,7 @@ class LinearBranch:
         values: [B, H, D, D], for each feature the mean of v weighted by φ(k), times proj_lᵀ; fp32, from the kernel
             in v's dtype.
         k_mean: fp32 [B, H, D], mean over keys of D·φ(k).
-        bias: fp32 [D], proj_l's bias.
+        bias: [D], proj_l's bias.
         eps: 1e-5 in the same units as `k_mean`.
     """
 
@@ -69,9 +69,7 @@ def key_pass_ref(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: Ten
     kv = torch.einsum("blhd,blhe->bhde", features, v.to(torch.float32)) / length
     feature_mean = features.mean(dim=1)
     means = kv / feature_mean.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-    branch = LinearBranch(
-        means @ weight.to(torch.float32).T, feature_mean, bias.to(torch.float32), LINEAR_EPS * dim / length
-    )
+    branch = LinearBranch(means @ weight.to(torch.float32).T, feature_mean, bias, LINEAR_EPS * dim / length)
     radius = (k.to(torch.float32) - k_mean[:, None]).norm(dim=-1).amax(dim=1)
     return KeyPass(branch, KeyBall(k_mean, radius), quantize_keys(k, k_mean) if int8 else None)
 

@@ -12,16 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .block_int8_triton import round_even
+from .block_int8_triton import round_to_codes
 from .dispatch import multiprocessors
 from .int8_heads import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .key_pass import LINEAR_EPS, KeyBall, KeyPass, LinearBranch
 from .routing import BLOCK_K
 
-PROGRAMS_PER_MULTIPROCESSOR = 4
-# With 8 warps: nothing spills on Hopper when compiled, and 64 KiB of shared memory fit every GPU from sm80 on.
+# With 8 warps: nothing spills on Hopper when compiled, and 64 KiB of shared memory fit every GPU from sm80 on. No more
+# than one such program has room on a multiprocessor.
 TILE = 64
+PROGRAMS_PER_MULTIPROCESSOR = 1
+FEATURE_SUMS = 32
 FOLD_ROWS = 16
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit(do_not_specialize=["length", "stretch", "stretches", "k_blocks"])
@@ -50,6 +53,7 @@ def _key_sums_kernel(
     INT8: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    SUMS: tl.constexpr,  # how many partial sums of features a loop keeps: those of one thread need no exchange
     D: tl.constexpr,
 ):
     number = tl.program_id(0)
@@ -60,34 +64,34 @@ def _key_sums_kernel(
     v_base = v_ptr + batch * v_b + head * v_h + columns[None, :]
     centre = tl.load(centre_ptr + batch_head * D + columns)
     vk = tl.zeros((D, D), dtype=tl.float32)
-    feature_sum = tl.zeros((D,), dtype=tl.float32)
+    feature_sums = tl.zeros((SUMS, D), dtype=tl.float32)
     reach = tl.zeros((TILE,), dtype=tl.float32)
     first = number * stretch
     for start in range(first, tl.minimum(first + stretch, length), TILE):
         tokens = start + tl.arange(0, TILE)
-        present = (tokens < length)[:, None]
-        rows = tokens.to(tl.int64)[:, None]
-        k = tl.load(k_base + rows * k_l, mask=present, other=0.0).to(tl.float32)
-        v = tl.load(v_base + rows * v_l, mask=present, other=0.0)
-        e = tl.exp2((k - tl.max(k, axis=1)[:, None]) * 1.4426950408889634)
-        features = tl.where(present, e * (D / tl.sum(e, axis=1))[:, None], 0.0)
-        feature_sum += tl.sum(features, axis=0)
-        # Values on the left: they come transposed out of shared memory, where features would have to be moved first.
-        vk = tl.dot(tl.trans(v), features.to(v.dtype), vk)
-        centred = tl.where(present, k - centre[None, :], 0.0)
+        # Past the end the last key again, which changes no maximum; its features are zeros.
+        rows = tl.minimum(tokens, length - 1).to(tl.int64)[:, None]
+        k = tl.load(k_base + rows * k_l).to(tl.float32)
+        v = tl.load(v_base + rows * v_l)
+        centred = k - centre[None, :]
         reach = tl.maximum(reach, tl.sum(centred * centred, axis=1))
         if INT8:
             blocks = tl.reshape(centred, (TILE // BLOCK, BLOCK, D))
             amax = tl.maximum(tl.max(tl.max(tl.abs(blocks), axis=2), axis=1), AMAX_MIN)
-            codes = round_even(blocks * (CODE_LIMIT / amax)[:, None, None]).to(tl.int8)
+            codes = round_to_codes(blocks * (CODE_LIMIT / amax)[:, None, None])
             own = codes_ptr + ((batch * length + rows) * heads + head) * D + columns[None, :]
-            tl.store(own, tl.reshape(codes, (TILE, D)), mask=present)
+            tl.store(own, tl.reshape(codes, (TILE, D)), mask=(tokens < length)[:, None])
             block = start // BLOCK + tl.arange(0, TILE // BLOCK)
             scale_ptrs = scale_ptr + batch_head.to(tl.int64) * k_blocks + block
             tl.store(scale_ptrs, amax * (1.0 / CODE_LIMIT), mask=block < k_blocks)
+        e = tl.exp2(k * LOG2E - (tl.max(k, axis=1) * LOG2E)[:, None])
+        features = e * tl.where(tokens < length, D / tl.sum(e, axis=1), 0.0)[:, None]
+        feature_sums += tl.sum(tl.reshape(features, (TILE // SUMS, SUMS, D)), axis=0)
+        # Values on the left: they come transposed out of shared memory, where features would have to be moved first.
+        vk = tl.dot(tl.trans(v), features.to(v.dtype), vk)
     slot = batch_head.to(tl.int64) * stretches + number
     tl.store(reach_ptr + slot, tl.max(reach, axis=0))
-    tl.store(feature_ptr + slot * D + columns, feature_sum)
+    tl.store(feature_ptr + slot * D + columns, tl.sum(feature_sums, axis=0))
     tl.store(vk_ptr + slot * D * D + columns[:, None] * D + columns[None, :], vk)
 
 
@@ -96,7 +100,7 @@ def _fold_kernel(
     vk_ptr,  # fp32 [B, H, stretches, D, D], vᵀ D·φ(k)
     feature_ptr,  # fp32 [B, H, stretches, D]
     reach_ptr,  # fp32 [B, H, stretches]
-    weight_ptr,  # fp32 [D, D]
+    weight_ptr,  # [D, D]
     values_ptr,  # [B, H, D, D]
     k_mean_ptr,  # fp32 [B, H, D]
     radius_ptr,  # fp32 [B, H]
@@ -117,7 +121,7 @@ def _fold_kernel(
         total += tl.load(feature_ptr + slot * D + features)
         reach = tl.maximum(reach, tl.load(reach_ptr + slot))
     means = vk / tl.maximum(total, 1.1754943508222875e-38)[None, :]
-    weight = tl.load(weight_ptr + columns[:, None] * D + columns[None, :])
+    weight = tl.load(weight_ptr + columns[:, None] * D + columns[None, :]).to(tl.float32)
     values = tl.dot(tl.trans(means), tl.trans(weight), input_precision="tf32x3")
     out = values_ptr + (batch_head * D + features)[:, None] * D + columns[None, :]
     tl.store(out, values.to(values_ptr.dtype.element_ty))
@@ -148,7 +152,7 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
             vk,
             feature_sums,
             reach,
-            weight.to(torch.float32).contiguous(),
+            weight.contiguous(),
             values,
             feature_mean,
             radius,
@@ -158,7 +162,7 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
             D=dim,
             num_warps=4,
         )
-    branch = LinearBranch(values, feature_mean, bias.to(torch.float32), LINEAR_EPS * dim / length)
+    branch = LinearBranch(values, feature_mean, bias, LINEAR_EPS * dim / length)
     return KeyPass(branch, KeyBall(centre, radius), codes)
 
 
@@ -193,6 +197,7 @@ def _launch_sums(k: Tensor, v: Tensor, centre: Tensor, codes: QuantizedHeads | N
         INT8=codes is not None,
         BLOCK=BLOCK_K,
         TILE=TILE,
+        SUMS=FEATURE_SUMS,
         D=dim,
         num_warps=8,
         num_stages=2,

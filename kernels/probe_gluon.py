@@ -1,10 +1,18 @@
 """Small problems that show that the Gluon kernels compile, launch and compute with this Triton."""
 
+import dataclasses
+
 import torch
 
-from . import vae_conv, vae_upsample
-from .block_int8 import BLOCK, linear_ref, quantize_activations_ref, quantize_weight
+from . import sla, vae_conv, vae_upsample
+from .block_int8 import BLOCK, QuantizedActivations, linear_ref, quantize_activations_ref, quantize_weight
 from .block_int8_gluon import linear_gluon
+from .int8_heads import quantize_queries
+from .key_pass import key_pass_ref
+from .sla_gluon import attend_gluon
+from .sla_triton import BOUND_RANGE
+from .text_attention import row_squares_ref, text_attention_ref
+from .text_attention_gluon import text_attention_gluon
 
 
 def run_probe(device: torch.device) -> None:
@@ -18,6 +26,29 @@ def run_probe(device: torch.device) -> None:
     expected = linear_ref(a, w, bias, False, torch.bfloat16)
     if not torch.allclose(y, expected, rtol=2**-7, atol=2**-7):
         raise RuntimeError(f"the GEMM is off by up to {float((y - expected).abs().max())}")
+
+
+def run_attention_probe(device: torch.device) -> None:
+    """Raise if the Gluon attentions cannot be compiled and run on `device`, or compute wrongly."""
+    generator = torch.Generator().manual_seed(0)
+    length, heads = BLOCK + 1, 2
+    q, k, v = torch.randn(3, 1, length, heads, BLOCK, generator=generator).to(device, torch.bfloat16)
+    blocks = torch.tensor([0, 2], dtype=torch.int32, device=device).expand(1, heads, 2, 2)
+    keys = key_pass_ref(k, v, k.float().mean(dim=1), torch.eye(BLOCK, device=device), v[0, 0, 0], int8=True)
+    inputs = sla.SlaInputs(q, k, v, blocks, keys, quantize_queries(q))
+    codes = torch.empty(length, heads * BLOCK, dtype=torch.int8, device=device)
+    scale = torch.full((heads, length), float("nan"), device=device)
+    attend_gluon(inputs, codes, scale, BOUND_RANGE[q.dtype])
+    expected = sla.attend_ref(dataclasses.replace(inputs, q=q.float(), k=k.float(), v=v.float()))
+    off = float((QuantizedActivations(codes, scale).dequantize(torch.float32) - expected.flatten(2)[0]).abs().max())
+    if not off < 0.05:  # NaN fails too
+        raise RuntimeError(f"the sparse attention is off by up to {off}")
+    repeats = torch.ones(1, dtype=torch.int32, device=device)
+    text_attention_gluon(q, k, v, 1e-6, repeats, row_squares_ref(q), codes, scale)
+    expected = text_attention_ref(q.float(), k, v, 1e-6)
+    off = float((QuantizedActivations(codes, scale).dequantize(torch.float32) - expected.flatten(2)[0]).abs().max())
+    if not off < 0.05:
+        raise RuntimeError(f"the cross-attention is off by up to {off}")
 
 
 def run_vae_probe(device: torch.device) -> None:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .block_int8_triton import round_even
+from .block_int8_triton import round_to_codes
 from .int8_heads import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .norm import Rotation
 from .qk_norm import PooledHeads
@@ -20,7 +20,7 @@ TILE_ELEMENTS = 4096
 @triton.jit(do_not_specialize=["length", "blocks"])
 def _qk_norm_kernel(
     x_ptr,  # [B, L, C] with any strides of B and L
-    weight_ptr,  # fp32 [C]
+    weight_ptr,  # [C]
     cos_ptr,  # fp32 [L, D/2]
     sin_ptr,  # fp32 [L, D/2]
     y_ptr,  # [B, L, C], contiguous
@@ -47,7 +47,7 @@ def _qk_norm_kernel(
     columns = tl.arange(0, HEADS * D)
     head = tl.arange(0, HEADS)
     inside = columns < width
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     pairs = tl.arange(0, HEADS * D // 2) % (D // 2)
     sums = tl.zeros((ROWS, HEADS * D), dtype=tl.float32)
     row = tl.arange(0, ROWS)
@@ -80,7 +80,7 @@ def _qk_norm_kernel(
         if INT8:
             y = tl.reshape(y, (ROWS, HEADS, D))
             amax = tl.maximum(tl.max(tl.abs(y), axis=2), AMAX_MIN)
-            codes = round_even(y * (CODE_LIMIT / amax)[:, :, None]).to(tl.int8)
+            codes = round_to_codes(y * (CODE_LIMIT / amax)[:, :, None])
             # 8 bytes a thread, as its share of x: a wider store would move every tensor of the loop to another layout.
             tl.store(codes_ptr + tl.max_contiguous(own, [1, 8]), tl.reshape(codes, (ROWS, HEADS * D)), mask=mask)
             scale_ptrs = scale_ptr + (batch * heads + head)[None, :] * length + rows[:, None]
@@ -115,7 +115,7 @@ def qk_norm_triton(
     with torch.cuda.device_of(x):
         _qk_norm_kernel[(batch * blocks,)](
             x,
-            weight.to(torch.float32),
+            weight,
             rotation.cos,
             rotation.sin,
             y,

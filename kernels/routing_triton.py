@@ -115,7 +115,7 @@ def key_mean_triton(pooled_k: Tensor, length: int) -> Tensor:
     out = torch.empty(batch, heads, dim, dtype=torch.float32, device=pooled_k.device)
     with torch.cuda.device_of(pooled_k):
         _key_mean_kernel[(batch * heads, dim // 32)](
-            pooled_k.contiguous(), out, length, blocks, BLOCK=BLOCK_K, COLUMNS=32, ROWS=64, D=dim, num_warps=4
+            pooled_k.contiguous(), out, length, blocks, BLOCK=BLOCK_K, COLUMNS=32, ROWS=256, D=dim, num_warps=8
         )
     return out
 

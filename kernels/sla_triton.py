@@ -5,7 +5,7 @@ softmax needs no running maximum where a bound is close enough: with every key i
 Cauchy–Schwarz gives q·k ≤ q·c + |q| R, and a softmax may be shifted by any number that neither overflows nor
 underflows. A tile whose bound exceeds the scores of its first block by too much takes the loop with a running maximum.
 Inputs are [B, L, H, D] with any strides whose last is 1; lengths, block counts and the strides made of them are never
-specialised.
+specialised. On Hopper `sla_gluon` takes its place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .block_int8 import AMAX_FLOOR, QuantizedActivations
 from .block_int8_triton import encode_rows
-from .dispatch import use_tma
+from .dispatch import gluon_refusal, use_tma
 from .routing import BLOCK_K, BLOCK_Q
 from .sla import SlaInputs
 
@@ -92,7 +92,7 @@ def _sparse_linear_kernel(
     chosen_ptr,  # int32 [B, H, q_blocks, kept], ascending
     values_ptr,  # [B, H, D, D] in q's dtype
     k_mean_ptr,  # fp32 [B, H, D]
-    bias_ptr,  # fp32 [D]
+    bias_ptr,  # [D]
     out_ptr,  # [B, L, H, D], contiguous; int8 codes where QUANTIZE
     out_scale_ptr,  # fp32 [H, B·L] where QUANTIZE
     score_scale,
@@ -199,7 +199,7 @@ def _sparse_linear_kernel(
         weights = tl.exp2(x * LOG2E - shift[:, None]) * tl.load(k_mean_ptr + batch_head * D + part)[None, :]
         values = tl.load(values_ptr + batch_head.to(tl.int64) * D * D + part[:, None] * D + columns[None, :])
         acc = tl.dot(weights.to(values.dtype), values, acc)
-    acc += tl.load(bias_ptr + columns)[None, :]
+    acc += tl.load(bias_ptr + columns).to(tl.float32)[None, :]
     row = batch.to(tl.int64) * length + tokens
     out = out_ptr + (row * heads + head)[:, None] * D + columns[None, :]
     if QUANTIZE:
@@ -227,14 +227,24 @@ def attend_quantized_triton(inputs: SlaInputs) -> QuantizedActivations:
 
 
 def _launch(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> None:
-    q, v, blocks, keys = inputs.q, inputs.v, inputs.blocks, inputs.keys
-    q8, k8 = inputs.q_codes, keys.codes
-    k = k8.codes if k8 else inputs.k
+    q, k, v = inputs.q, inputs.k, inputs.v
     if any(x.stride(-1) != 1 for x in (q, k, v)):
         raise ValueError(
             "sparse-linear attention: the last dimension of q, k and v must be contiguous, got strides "
             f"{q.stride()}, {k.stride()} and {v.stride()}"
         )
+    if all(_whole_rows(x) for x in (q, k, v)) and gluon_refusal(q.device, "run_attention_probe") is None:
+        from .sla_gluon import attend_gluon
+
+        attend_gluon(inputs, out, out_scale, BOUND_RANGE[q.dtype])
+    else:
+        _launch_plain(inputs, out, out_scale)
+
+
+def _launch_plain(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> None:
+    q, v, blocks, keys = inputs.q, inputs.v, inputs.blocks, inputs.keys
+    q8, k8 = inputs.q_codes, keys.codes
+    k = k8.codes if k8 else inputs.k
     batch, length, heads, dim = q.shape
     on_hopper = use_tma(q.device)
     tma = on_hopper and all(_whole_rows(x) for x in (k, v))

@@ -71,23 +71,30 @@ def norm_keys(k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> Tens
     return norm_keys_ref(k, q_weight, k_weight, eps)
 
 
-def text_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor) -> Tensor:
+def text_attention(
+    q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor, squares: Tensor | None = None
+) -> Tensor:
     """`text_attention_ref`, by the kernel where it runs.
 
     Args:
         repeats: as `trailing_repeats` gives it for the tokens that k and v were made from.
+        squares: Σ q² of each token in any number of parts, fp32 [parts, B·L], where q's projection left them.
     """
     if TEXT_ATTENTION.accepts(q):
         from .text_attention_triton import row_squares_triton, text_attention_triton
 
-        return text_attention_triton(q, k, v, eps, repeats, row_squares_triton(q))
+        squares = row_squares_triton(q) if squares is None else squares
+        return text_attention_triton(q, k, v, eps, repeats, squares)
     return text_attention_ref(q, k, v, eps)
 
 
-def text_attention_quantized(q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor) -> QuantizedActivations:
+def text_attention_quantized(
+    q: Tensor, k: Tensor, v: Tensor, eps: float, *, repeats: Tensor, squares: Tensor | None = None
+) -> QuantizedActivations:
     """`text_attention` quantized per row and head of 128 columns, never written unquantized."""
     if TEXT_ATTENTION.accepts(q):
         from .text_attention_triton import row_squares_triton, text_attention_quantized_triton
 
-        return text_attention_quantized_triton(q, k, v, eps, repeats, row_squares_triton(q))
+        squares = row_squares_triton(q) if squares is None else squares
+        return text_attention_quantized_triton(q, k, v, eps, repeats, squares)
     return quantize_activations_ref(text_attention_ref(q.to(torch.float32), k, v, eps).flatten(2))

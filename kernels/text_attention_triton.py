@@ -1,6 +1,7 @@
 """Triton kernels of `text_attention`: sums of squares of queries, norm of keys, attention over a prompt's keys.
 
-A program attends from 128 tokens of one head, blocks of keys streaming past. Lengths are never specialised.
+A program attends from 128 tokens of one head, blocks of keys streaming past; on Hopper `text_attention_gluon` does.
+Lengths are never specialised.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, QuantizedActivations
 from .block_int8_triton import encode_rows
-from .dispatch import use_tma
+from .dispatch import gluon_refusal, use_tma
 
 # 4 warps on Hopper: two programs a multiprocessor, one at its products while the other is at its exponentials. At
 # 32,760 tokens, 12 heads and 512 keys on an H200 260 µs; 320 with 256×64 (8 warps), 288 with 128×128 (8), 284 with
@@ -196,15 +197,34 @@ def _launch(
     out: Tensor,
     out_scale: Tensor | None,
 ) -> None:
-    batch, length, heads, dim = q.shape
-    keys = k.shape[1]
-    if dim != BLOCK or k.shape != (batch, keys, heads, dim) or v.shape != k.shape:
+    batch, _, heads, dim = q.shape
+    if dim != BLOCK or k.shape != (batch, k.shape[1], heads, dim) or v.shape != k.shape:
         raise ValueError(
             f"cross-attention: q, k and v must have {heads} heads of {BLOCK} and the same batch, got {tuple(q.shape)}, "
             f"{tuple(k.shape)} and {tuple(v.shape)}"
         )
-    width = heads * dim
-    q, k, v = (x.contiguous().view(-1, width) for x in (q, k, v))
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    if gluon_refusal(q.device, "run_attention_probe") is None:
+        from .text_attention_gluon import text_attention_gluon
+
+        text_attention_gluon(q, k, v, eps, repeats, squares, out, out_scale)
+    else:
+        _launch_plain(q, k, v, eps, repeats, squares, out, out_scale)
+
+
+def _launch_plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eps: float,
+    repeats: Tensor,
+    squares: Tensor,
+    out: Tensor,
+    out_scale: Tensor | None,
+) -> None:
+    batch, length, heads, dim = q.shape
+    keys, width = k.shape[1], heads * dim
+    q, k, v = (x.view(-1, width) for x in (q, k, v))
     on_hopper = use_tma(q.device)
     # A block that reached into the next sample would read keys that are not the last one again.
     tma = on_hopper and keys % BLOCK_N == 0

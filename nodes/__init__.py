@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .doctor import TurboDoctor
 from .folders import register
 from .i2v_sampler import TurboI2VSampler
 from .image_to_video import TurboImageToVideo
@@ -12,6 +13,7 @@ from .prompt_cache import TurboPromptCache
 from .sampling_parts import TurboSamplerSelect, TurboScheduler
 from .t2v_sampler import TurboT2VSampler
 from .vae_decode import TurboVAEDecode
+from .vae_decode_video import TurboVAEDecodeVideo
 
 __all__ = ["TurboWanExtension"]
 
@@ -27,7 +29,9 @@ class TurboWanExtension(ComfyExtension):
             TurboI2VSampler,
             TurboImageToVideo,
             TurboVAEDecode,
+            TurboVAEDecodeVideo,
             TurboPromptCache,
             TurboScheduler,
             TurboSamplerSelect,
+            TurboDoctor,
         ]

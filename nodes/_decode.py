@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
+import torch
 from comfy.sd import VAE
 from torch import Tensor
 
@@ -15,37 +19,64 @@ from ._wan_vae import lend, output_dtype, refusal
 
 log = logging.getLogger("turbowan")
 
-WHERE = "TurboVAEDecode"
+
+@dataclass(frozen=True, kw_only=True)
+class LentDecoder:
+    """`run(receive, progress=…)` decodes one latent; the pieces come from `device`, blended ones from the VAE's."""
+
+    run: Callable[..., None]
+    device: torch.device
 
 
 def decode(vae: VAE, latent: Tensor) -> Tensor:
     """Images [frames, H, W, 3] in 0…1, batches one after another, as VAEDecode gives them."""
+    where = "TurboVAEDecode"
+    if not decodes_here(vae, latent, where):
+        return own_images(vae, latent)
+    with memory_advice(where, vae.device, VAE_REMEDY):
+        decoder = lend_decoder(vae, latent)
+        images = Frames(
+            video_size(latent),
+            device=vae.output_device,
+            source=decoder.device,
+            dtype=output_dtype(vae),
+            finish=vae.process_output,
+        )
+        with images as frames:
+            decoder.run(frames.receive, progress=progress_bar())
+    return frames.images
+
+
+def decodes_here(vae: VAE, latent: Tensor, where: str) -> bool:
+    """Whether our decoder takes this VAE and latent; the log says why not."""
     reason = refusal(vae, "decode")
     if reason is None and latent.ndim != 5:
         reason = f"the latent has {latent.ndim} dimensions, not 5"
-    if reason is None:
-        with memory_advice(WHERE, vae.device, VAE_REMEDY):
-            images = _decode_wan(vae, latent)
-    else:
-        log.info("%s: the VAE's own decoder, because %s", WHERE, reason)
-        images = vae.decode(latent)
+    if reason is not None:
+        log.info("%s: the VAE's own decoder, because %s", where, reason)
+    return reason is None
+
+
+def own_images(vae: VAE, latent: Tensor) -> Tensor:
+    """By the VAE itself: [frames, H, W, channels]."""
+    images = vae.decode(latent)
     return images.reshape(-1, *images.shape[-3:])
 
 
-def _decode_wan(vae: VAE, latent: Tensor) -> Tensor:
+def lend_decoder(vae: VAE, latent: Tensor) -> LentDecoder:
+    """Our decoder for one latent, with the host's memory cleared for it."""
     extent = tuple(latent.shape[2:])
     decoder, budget = lend(vae, "decode", lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None))
-    size = (latent.shape[0], *wan_vae.video_size(*extent))
-    images = Frames(
-        size, device=vae.output_device, source=decoder.device, dtype=output_dtype(vae), finish=vae.process_output
+    run = partial(
+        decoder.decode_to,
+        z_BCTHW=latent,
+        memory_budget_bytes=budget,
+        interrupted=throw_if_interrupted,
+        output_device=vae.output_device,
     )
-    with images as frames:
-        decoder.decode_to(
-            frames.receive,
-            latent,
-            memory_budget_bytes=budget,
-            progress=progress_bar(),
-            interrupted=throw_if_interrupted,
-            output_device=vae.output_device,
-        )
-    return frames.images
+    return LentDecoder(run=run, device=decoder.device)
+
+
+def video_size(latent: Tensor) -> tuple[int, int, int, int]:
+    """Samples, frames, height and width of a Wan latent's video."""
+    return latent.shape[0], *wan_vae.video_size(*latent.shape[2:])

@@ -20,8 +20,10 @@ from torch import Tensor
 from ..turbo_core import at_precision, attention, block_int8, checkpoint
 from ..turbo_core.checkpoint import Checkpoint
 from ..turbo_core.errors import CheckpointError
+from ..turbo_core.file_reading import MappedFile
 from ..turbo_core.native_names import is_block_linear_weight
 from . import _file_slices, _layout
+from ._file_weights import FileWeights
 from ._model import TurboWanBase, TurboWanSupported
 from ._operations import HostOperations, progress_bar, throw_if_interrupted
 from ._patcher import make_patcher
@@ -72,6 +74,7 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     converted = _converted(weights.tensors, dtype)
     _file_slices.mark(converted.values(), source.spans)
     network.load(converted)
+    model.file_weights = FileWeights(model, MappedFile(source.path, source.spans))
     network.attention = chosen
     if settings.precision == "exact":
         network.set_activation_rows(at_precision.PUBLISHED_ROWS)

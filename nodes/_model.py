@@ -22,6 +22,7 @@ from ..turbo_core.config import T2V_CHANNELS, WanConfig
 from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError, SettingsError
 from ..turbo_core.layers import ROW_LINEARS, Linear, TorchOperations
 from ..turbo_core.model import TurboWan
+from ._file_weights import FileWeights
 from ._hooks import ComfyHooks, Options, rope_options
 from ._operations import progress_bar, throw_if_interrupted
 
@@ -114,8 +115,11 @@ class TurboWanBase(comfy.model_base.WAN21):
         config: what the network is.
         expert: "high" or "low" where the file says which expert of a pair it is.
         rounds_timestep: TurboDiffusion networks were trained on timesteps rounded to bf16; other Wan files were not.
+        file_weights: the large weights in their file; whoever makes the model sets them.
         weight_noise: what rounding the weights cost while they were loaded, where that was measured.
     """
+
+    file_weights: FileWeights
 
     def __init__(
         self,

@@ -64,7 +64,19 @@ class _Careful:
 
 
 class _ClassicPatcher(_Careful, comfy.model_patcher.ModelPatcher):
-    pass
+    """Weights that all fit go from their file to the GPU before the host would copy them, and back by themselves."""
+
+    @torch.inference_mode()
+    def load(self, device_to: torch.device | None = None, *args: Any, full_load: bool = False, **options: Any) -> Any:
+        if full_load and comfy.model_management.is_device_cuda(device_to):
+            self.model.file_weights.place(device_to, leave=self.patches.keys() | self.pinned)
+        return super().load(device_to, *args, full_load=full_load, **options)
+
+    @torch.inference_mode()
+    def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> Any:
+        if unpatch_weights and device_to is not None and comfy.model_management.is_device_cpu(device_to):
+            self.model.file_weights.withdraw()
+        return super().unpatch_model(device_to, unpatch_weights)
 
 
 _StreamingBase = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)

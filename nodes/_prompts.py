@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import folder_paths
 from comfy.cli_args import args
 
+from ..turbo_core import demo_bundle
 from ..turbo_core.errors import ConditioningError
 from ..turbo_core.prompt_book import PromptBook, open_book
 from ..turbo_core.prompt_cache import PromptCache
 from ..turbo_core.prompt_entry import Conditioning, require_finite
 from ..turbo_core.prompt_key import is_link, prompt_key
-from .folders import BUNDLE_BOOK, PROMPT_BOOKS
+from .folders import PROMPT_BOOKS
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("turbowan")
 
 MEGABYTE = 10**6
+EMBEDDING = re.compile(r"embedding:([^\s,():]+)")
+EMBEDDING_ENDINGS = ("", ".safetensors", ".pt", ".bin")
 # What the last lazy check found, until the same node runs a moment later: another process may remove the file between.
 _found: dict[str, Conditioning] = {}
 
@@ -86,7 +90,8 @@ def _books() -> list[PromptBook]:
     """The user's, by name, then the demo model's."""
     folders = map(Path, folder_paths.get_folder_paths(PROMPT_BOOKS))
     own = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    return [open_book(path) for path in (*own, *([BUNDLE_BOOK] if BUNDLE_BOOK.is_file() else []))]
+    demo = demo_bundle.FOLDER / demo_bundle.PROMPTS
+    return [open_book(path) for path in (*own, *([demo] if demo.is_file() else []))]
 
 
 def _cache(disk_mb: int) -> PromptCache:
@@ -94,7 +99,8 @@ def _cache(disk_mb: int) -> PromptCache:
 
 
 def _key(text: str, link: list[Any], hidden: io.HiddenHolder) -> str:
-    return prompt_key(text, link, hidden.dynprompt.get_node, _stamps, _encoder_options())
+    others = [*_encoder_options(), *_embeddings(text)]
+    return prompt_key(text, link, hidden.dynprompt.get_node, _stamps, others)
 
 
 def _stamps(value: str) -> list[Any]:
@@ -109,6 +115,13 @@ def _stamps(value: str) -> list[Any]:
     if os.path.isabs(value) and os.path.isfile(value):
         found.append(["", *_stamp(value)])
     return found
+
+
+def _embeddings(text: str) -> list[Any]:
+    """Stamps of the textual inversions that a prompt names, as ``embedding:name``."""
+    names = (name + ending for name in EMBEDDING.findall(text) for ending in EMBEDDING_ENDINGS)
+    paths = (folder_paths.get_full_path("embeddings", name) for name in names)
+    return [["embedding", *_stamp(path)] for path in paths if path is not None]
 
 
 def _stamp(path: str) -> tuple[int, int]:

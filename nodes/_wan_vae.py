@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import comfy.ldm.wan.vae
 import comfy.model_management
@@ -13,10 +12,10 @@ from comfy.sd import VAE
 from ..turbo_core import vae as wan_vae
 from ..turbo_core import vae_weights
 from ..turbo_core.vae_plan import Plan
+from ..turbo_core.vae_weights import Direction
 from ._operations import progress_bar, throw_if_interrupted
 
 RGB = 3
-Direction = Literal["encode", "decode"]
 BUDGET_SHARE = 0.65  # of the free memory: convolutions need workspace that no plan counts
 
 _compiled_for: set[tuple[Direction, torch.device, torch.dtype, wan_vae.VAEConfig]] = set()
@@ -50,7 +49,8 @@ def lend(vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan])
     needed = plan(ours).working_bytes + comfy.model_management.module_size(vae.first_stage_model)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
     # Weights that the host has put on the device are shared; what it streams is copied for the length of the call.
-    vae_weights.fill(ours, vae.first_stage_model.state_dict(), device=vae.device, dtype=vae.vae_dtype)
+    weights = vae.first_stage_model.state_dict()
+    vae_weights.fill(ours, weights, device=vae.device, dtype=vae.vae_dtype, direction=direction)
     kind = (direction, ours.device, ours.dtype, ours.config)
     if kind not in _compiled_for:
         ours.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)

@@ -53,6 +53,18 @@ def half(request) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture(params=["plain", pytest.param("hopper", marks=pytest.mark.gpu)])
+def attention_kernel(request, device, monkeypatch):
+    """Whether the attentions' launchers take the kernels for every GPU or those for Hopper."""
+    from turbowan.kernels import dispatch, sla_triton, text_attention_triton
+
+    if request.param == "plain":
+        for module in (sla_triton, text_attention_triton):
+            monkeypatch.setattr(module, "gluon_refusal", lambda *_: "the test asks for the plain kernel")
+    elif reason := dispatch.gluon_refusal(device, "run_attention_probe"):
+        pytest.skip(reason)
+
+
 @pytest.fixture
 def poisoned_memory():
     """torch.empty gives NaN (integers: their maximum), so that an unwritten output shows."""

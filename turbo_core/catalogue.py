@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .errors import SettingsError
+
 Folder = Literal["diffusion_models", "text_encoders", "vae"]
 
 HUB = "https://huggingface.co"
@@ -95,8 +97,6 @@ RELEASES: dict[str, Release] = {
 def release(name: str) -> Release:
     """The release of that name; SettingsError lists the names."""
     if name not in RELEASES:
-        from .errors import SettingsError  # loads torch, which a list of names does not need
-
         raise SettingsError(f"model: must be one of {', '.join(RELEASES)}, got {name!r}; choose one of them")
     return RELEASES[name]
 

@@ -6,15 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .commands.batch import BATCH
 from .commands.bench import BENCH
 from .commands.command import Command
 from .commands.convert import CONVERT
+from .commands.doctor import DOCTOR
 from .commands.download import DOWNLOAD
+from .commands.generate import GENERATE
 from .commands.inspect import INSPECT
 from .commands.prompts import PROMPTS
 
+PACKAGES = {"PIL": "pillow", "websocket": "websocket-client", "yaml": "pyyaml"}  # named otherwise than their modules
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-COMMANDS: tuple[Command, ...] = (CONVERT, INSPECT, DOWNLOAD, PROMPTS, BENCH)
+COMMANDS: tuple[Command, ...] = (GENERATE, BATCH, DOWNLOAD, DOCTOR, INSPECT, CONVERT, PROMPTS, BENCH)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,9 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (TurboWanError, BackendUnavailableError) as error:
             return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(f"the Python package {error.name} must be installed; run `pip install {error.name}`")
+        package = PACKAGES.get(error.name or "", error.name)
+        return _fail(f"the Python package {error.name} must be installed; run `pip install {package}`")
     except OSError as error:
         return _fail(f"{error.filename or parsed.command}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
+        from .memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return _fail(str(error) or "ran out of memory")
     except KeyboardInterrupt as stopped:  # a command that has written something says what
         _fail(f"interrupted; {stopped}" if stopped.args else "interrupted; nothing was written")
         return INTERRUPTED

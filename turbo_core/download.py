@@ -116,21 +116,31 @@ def plan(files: Sequence[HubFile], *, to: Path | None = None, endpoint: str | No
 def _bring(job: Job, force: bool, endpoint: str | None) -> str:
     """One file, whole and verified; returns a line that says what was done."""
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    lock = Path(f"{job.partial}.lock")
+    with _alone(job):
+        if job.target.exists() and not force:
+            return _keep(job)
+        _transfer(job, endpoint)
+        _verify_partial(job)
+        os.replace(job.partial, job.target)
+    return f"{job.target}: {job.size / 1e9:.2f} GB, verified"
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """No other process writes this file meanwhile."""
+    path = Path(f"{job.partial}.lock")
+    lock = FileLock(path)
     try:
-        with FileLock(lock, timeout=0):
-            said = _keep(job) if job.target.exists() and not force else None
-            if said is None:
-                _transfer(job, endpoint)
-                _verify_partial(job)
-                os.replace(job.partial, job.target)
-                said = f"{job.target}: {job.size / 1e9:.2f} GB, verified"
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise DownloadError(
             f"download: {job.target.name} must be downloaded once at a time, another process is at it; wait for it"
         ) from error
-    lock.unlink(missing_ok=True)
-    return said
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)
 
 
 def _keep(job: Job) -> str:
@@ -157,7 +167,7 @@ def _transfer(job: Job, endpoint: str | None) -> None:
                     url,
                     file,
                     resume_size=done,
-                    headers=dict(headers),
+                    headers=headers,
                     expected_size=job.size,
                     displayed_filename=job.target.name,
                 )

@@ -4,7 +4,7 @@ Every message has the form ``where: what must hold, what came; remedy``. All are
 host shows them and goes on; running out of GPU memory stays torch's own type, because hosts unload models on it.
 """
 
-from ..kernels.dispatch import BackendUnavailableError
+from ..kernels.errors import BackendUnavailableError
 
 __all__ = [
     "BackendUnavailableError",
@@ -13,6 +13,7 @@ __all__ = [
     "DownloadError",
     "LatentError",
     "NonFiniteError",
+    "ServerError",
     "SettingsError",
     "TurboWanError",
     "UnsupportedModelError",
@@ -37,6 +38,10 @@ class ConditioningError(TurboWanError):
 
 class LatentError(TurboWanError):
     """A latent or image whose size the model cannot take."""
+
+
+class ServerError(TurboWanError):
+    """A ComfyUI elsewhere cannot be reached, or cannot or did not make the video."""
 
 
 class SettingsError(TurboWanError):

@@ -20,6 +20,7 @@ from .attention import AttentionSettings
 from .block_int8 import Progress
 from .checkpoint import FLOATS, Checkpoint
 from .config import WanConfig
+from .file_reading import MappedFile
 from .model import TurboWan
 from .native_names import is_block_linear_weight
 
@@ -50,6 +51,7 @@ class Expert:
         progress: Progress | None = None,
     ) -> None:
         self.source, self.device, self.dtype = source, device, dtype
+        self._file = MappedFile(source.path, source.spans)
         chosen = check_settings(source, settings, device, dtype)
         with torch.no_grad():
             weights = at_precision.at_precision(source, settings.precision, device, progress)
@@ -78,13 +80,18 @@ class Expert:
             return
         room = free_bytes - working_bytes(self.network.config, tokens)
         left_out = 0
+        fitting: list[_Place] = []
         for place in _places(self.network):
             if self._size(place) > room:
                 left_out += self._size(place)
                 continue
             room -= self._size(place)
+            fitting.append(place)
+        brought = self._file.to_device([place.weight for place in fitting], self.device)
+        for place, weight in zip(fitting, brought, strict=True):
+            dtype = self._dtype_there(place)
             self._home.append((place, place.weight))
-            place.put(place.weight.to(self.device, self._dtype_there(place)))
+            place.put(weight.to(dtype))
         if left_out:
             log.warning(
                 "%s: %.1f of %.1f GiB of weights stay in system memory and come over in each step; the GPU has no room "

@@ -148,6 +148,16 @@ class Linear(Lending):
         with self.lend(activation.like) as lent:
             return linear(activation, lent, gelu=gelu, rows=self.activation_rows, residual=residual)
 
+    def forward_with_squares(self, x: Activation) -> tuple[Tensor, Tensor | None]:
+        """`forward`, and Σ y² of its rows in parts, fp32 [parts, B·L], where the product leaves them."""
+        like = x.like
+        with self.lend(like) as lent:
+            if isinstance(lent.weight, BlockInt8) and block_int8.LINEAR.accepts(like):
+                codes = x.quantized(self.activation_rows)
+                y, squares = block_int8.linear_with_squares(codes, lent.weight, lent.bias, like=like)
+                return y.reshape(*like.shape[:-1], -1), squares
+            return linear(x, lent, gelu=False, rows=self.activation_rows), None
+
     def feed(self, reader: Linear, activation: Activation, *, gelu: bool) -> Activation:
         """`forward` for one reader: kept as codes alone where both layers and the kernel allow it."""
         like, taken = activation.like, reader.takes
@@ -277,35 +287,37 @@ def linear_together(layers: Sequence[Linear], activation: Activation) -> tuple[T
         and sum(layer.in_features * layer.out_features for layer in layers) <= TOGETHER_BYTES
         and block_int8.LINEAR.accepts(like)
     ):
-        joined = _joined(layers, like)
-        if joined is not None:
-            weight, bias = joined
-            y = block_int8.linear(activation.quantized(1), weight, bias, gelu=False, like=like)
-            return y.reshape(*like.shape[:-1], -1).split([layer.out_features for layer in layers], dim=-1)
+        return _one_product(layers, activation)
     return tuple(layer(activation) for layer in layers)
 
 
-def _joined(layers: Sequence[Linear], like: Tensor) -> tuple[BlockInt8, Tensor] | None:
-    """Weights and biases below each other; None where a host lends a dense weight (a LoRA on a streamed layer).
-
-    Each is copied during its own loan: a host may lend every second layer the same memory.
-    """
-    rows, columns = sum(layer.out_features for layer in layers), layers[0].in_features
-    blocks = rows // block_int8.BLOCK, columns // block_int8.BLOCK
+def _one_product(layers: Sequence[Linear], activation: Activation) -> tuple[Tensor, ...]:
+    """Weights and biases below each other, each copied during its own loan: a host may lend every second layer the same
+    memory. One that it lends dense (a LoRA on a streamed layer) multiplies by itself, during that loan too."""
+    like, columns = activation.like, layers[0].in_features
+    rows = sum(layer.out_features for layer in layers)
     codes = torch.empty(rows, columns, dtype=torch.int8, device=like.device)
-    scale = torch.empty(blocks, dtype=torch.float32, device=like.device)
+    scale = torch.empty(rows // block_int8.BLOCK, columns // block_int8.BLOCK, dtype=torch.float32, device=like.device)
     bias = torch.empty(rows, dtype=like.dtype, device=like.device)
+    alone: dict[Linear, Tensor] = {}
     first = 0
     for layer in layers:
         last = first + layer.out_features
         with layer.lend(like) as lent:
             if not isinstance(lent.weight, BlockInt8) or lent.bias is None:
-                return None
+                alone[layer] = linear(activation, lent, gelu=False, rows=1)
+                continue
             codes[first:last] = lent.weight.codes
             scale[first // block_int8.BLOCK : last // block_int8.BLOCK] = lent.weight.scale
             bias[first:last] = lent.bias
         first = last
-    return BlockInt8(codes, scale), bias
+    widths = [layer.out_features for layer in layers if layer not in alone]
+    if not widths:
+        return tuple(alone.values())
+    weight = BlockInt8(codes[:first], scale[: first // block_int8.BLOCK])
+    y = block_int8.linear(activation.quantized(1), weight, bias[:first], gelu=False, like=like)
+    parts = iter(y.reshape(*like.shape[:-1], -1).split(widths, dim=-1))
+    return tuple(alone[layer] if layer in alone else next(parts) for layer in layers)
 
 
 def pop_codes(state_dict: dict[str, Any], prefix: str) -> Tensor | None:

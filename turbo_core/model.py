@@ -314,13 +314,13 @@ class CrossAttention(_Attention):
 
     def forward(self, x: Activation, text: EmbeddedText, hooks: Hooks, residual: GatedResidual) -> Tensor:
         """The tokens after attention to the text: `residual.x` plus this layer's output."""
-        q, k, v = self.q(x), self.k(text), self.v(text)
+        (q, squares), k, v = self.q.forward_with_squares(x), self.k(text), self.v(text)
         if TEXT_ATTENTION.accepts(q) and not hooks.replaces_dense_attention():
-            return self.o(self._fused(q, k, v, text), residual=residual)
+            return self.o(self._fused(q, squares, k, v, text), residual=residual)
         q, k = self._split(rms_norm(self.norm_q, q)), self._split(rms_norm(self.norm_k, k))
         return self.o(hooks.dense_attention(q, k, self._split(v)).flatten(2), residual=residual)
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, text: EmbeddedText) -> Activation:
+    def _fused(self, q: Tensor, squares: Tensor | None, k: Tensor, v: Tensor, text: EmbeddedText) -> Activation:
         """Query norm, attention and the quantization for the output projection in one pass over q."""
         like, eps = q, self.norm_q.eps
         q, k, v = self._split(q), self._split(k), self._split(v)
@@ -329,8 +329,9 @@ class CrossAttention(_Attention):
         with self.norm_k.lend(k) as lent:
             k = norm_keys(k, q_weight, lent.weight, self.norm_k.eps)
         if self.o.takes == BLOCK_CODES:
-            return Activation.of_codes(text_attention_quantized(q, k, v, eps, repeats=text.repeats), like)
-        return Activation(text_attention(q, k, v, eps, repeats=text.repeats).flatten(2))
+            codes = text_attention_quantized(q, k, v, eps, repeats=text.repeats, squares=squares)
+            return Activation.of_codes(codes, like)
+        return Activation(text_attention(q, k, v, eps, repeats=text.repeats, squares=squares).flatten(2))
 
 
 class Head(nn.Module):

@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps model files, found without ComfyUI: its own folders and those of extra_model_paths.yaml."""
+"""Where model files are kept: ComfyUI's folders and those of extra_model_paths.yaml, or a folder of the user's own."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ def base_folder() -> Path | None:
     return here if (here / "custom_nodes").is_dir() and (here / "models").is_dir() else None
 
 
+def own_folder() -> Path:
+    """A models folder for who has no ComfyUI, in the user's own data."""
+    if sys.platform == "win32":
+        data = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "turbowan" / "models"
+
+
 def target_folder(folder: Folder, to: Path | None = None) -> Path:
-    """Where a new file of that kind belongs: under `to`, else in ComfyUI's models."""
+    """Where a new file of that kind belongs: under `to`, else in ComfyUI's models, else in the user's own folder."""
     if to is not None:
         return to.expanduser() / folder
     base = base_folder()
-    if base is None:
-        raise SettingsError(
-            "models folder: this pack must lie in ComfyUI's custom_nodes, it lies in "
-            f"{PACK.parent}; name the folder with --to DIR, or set COMFYUI_DIR"
-        )
-    return base / "models" / folder
+    return (own_folder() if base is None else base / "models") / folder
 
 
 def search_folders(folder: Folder, to: Path | None = None) -> tuple[Path, ...]:
@@ -63,9 +67,11 @@ def _candidates(folder: Folder, to: Path | None) -> Iterator[Path]:
         yield from (to.expanduser() / name for name in names)
         return
     base = base_folder()
-    if base is not None:
-        yield from (base / "models" / name for name in names)
-        yield from _extra_folders(base / EXTRA_PATHS, names)
+    if base is None:
+        yield own_folder() / folder
+        return
+    yield from (base / "models" / name for name in names)
+    yield from _extra_folders(base / EXTRA_PATHS, names)
 
 
 def _extra_folders(file: Path, names: list[str]) -> Iterator[Path]:

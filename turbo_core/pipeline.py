@@ -26,11 +26,11 @@ from .errors import CheckpointError, ConditioningError, SettingsError
 from .expert import Expert, NetworkSettings, check_settings, working_bytes
 from .hooks import Hooks
 from .memory import free_bytes, memory_advice
-from .rcm import NoiseOrder, StepNoise
+from .rcm import StepNoise
+from .request import Request
 from .text_encoder import TextEncoder
 from .vae import WanVAE, denormalize, latent_size
 from .vae_plan import Plan
-from .video_size import Size, check_length, check_sides
 from .weight_file import open_weights
 
 log = logging.getLogger("turbowan")
@@ -43,7 +43,6 @@ Receive = Callable[[Tensor], None]
 
 VAE_SHARE = 0.65  # of the free memory: convolutions need workspace that no plan counts
 REMEDY = "choose fewer frames or a smaller size, a quantized model, attention sla instead of dense, or --device cpu"
-SAMPLERS = ("sde", "ode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +53,6 @@ class ModelFiles:
     """The low-noise expert."""
     vae: Path
     text_encoder: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One video; None stands for what the model was trained with."""
-
-    prompt: str
-    size: Size
-    frames: int = 81
-    seed: int = 0
-    steps: int = rcm.MAX_STEPS
-    image: Path | None = None
-    sigma_max: float | None = None
-    boundary: float = rcm.BOUNDARY_I2V
-    sampler: str | None = None
-    noise: NoiseOrder = "comfy"
 
 
 @dataclass(frozen=True)
@@ -118,12 +101,7 @@ class Pipeline:
     def check(self, request: Request) -> None:
         """Raise for what this model cannot do, before anything is computed."""
         where = self._sources["high"].config.name
-        check_sides(request.size, where)
-        check_length(request.frames, where)
-        if request.sampler not in (None, *SAMPLERS):
-            raise SettingsError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {request.sampler!r}; leave it out")
-        if not 0 <= request.seed < 2**64:
-            raise SettingsError(f"seed: must be 0 to 2⁶⁴ − 1, got {request.seed}; choose another")
+        request.check(where)
         if self.family == "i2v" and request.image is None:
             raise ConditioningError(f"{where}: an image-to-video model needs an image, got none; give --image FILE")
         if self.family == "t2v" and request.image is not None:
@@ -161,7 +139,7 @@ class Pipeline:
             noise = StepNoise(shape, self.device, request.seed, request.noise)
             initial = _initial_noise(shape, request.seed) if noise.initial is None else noise.initial
             x = initial.to(self.device) * turns[0].times[0].to(self.device)
-            stochastic = (request.sampler or ("sde" if self.family == "t2v" else "ode")) == "sde"
+            stochastic = request.chosen_sampler == "sde"
             if stochastic:
                 noise.draw_ahead()
             done = 0
@@ -199,8 +177,7 @@ class Pipeline:
 
     def _turns(self, request: Request) -> list[_Turn]:
         """The schedule, cut where the experts change; an expert without a step has no turn."""
-        usual = rcm.SIGMA_MAX_T2V if self.family == "t2v" else rcm.SIGMA_MAX_I2V
-        exact = rcm.schedule(request.steps, usual if request.sigma_max is None else request.sigma_max)
+        exact = rcm.schedule(request.steps, request.first_sigma)
         times = exact.to(torch.float32)
         if self.family == "t2v":
             return [_Turn("high", times)]
@@ -287,7 +264,9 @@ class Pipeline:
             weights = sum(tensor.numel() for tensor in self._vae_tensors.values()) * self._vae_dtype.itemsize
             if VAE_SHARE * (free_bytes(self.device) - weights) < plan.working_bytes:
                 self.release()
-        vae = vae_weights.from_tensors(self._vae_tensors, device=self.device, dtype=self._vae_dtype)
+        vae = vae_weights.from_tensors(
+            self._vae_tensors, device=self.device, dtype=self._vae_dtype, direction=direction
+        )
         if direction not in self._compiled:
             vae.compile_ahead(direction, progress=self._reporter("kernels"), interrupted=self._interrupted)
             self._compiled.add(direction)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .errors import CheckpointError
 from .prompt_entry import Conditioning, Packed, pack, unpack
@@ -77,7 +77,7 @@ def write_book(path: Path, prompts: Mapping[str, Conditioning]) -> None:
         book[text.strip()] = {"layout": packed.layout, "checksum": packed.checksum}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, unfinished, {"format": FORMAT, "book": json.dumps(book, ensure_ascii=False)})
+        unfinished.write_bytes(save(tensors, {"format": FORMAT, "book": json.dumps(book, ensure_ascii=False)}))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -45,12 +45,15 @@ class PromptCache:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
+        except PermissionError as error:  # Windows: another process writes it at this moment; or somebody else's file
+            log.info("prompt cache: %s cannot be read now: %s", path, error)
+            return None
         found = _decoded(content, key)
         if found is None:
             log.warning("prompt cache: %s is damaged; it is removed, and its prompt encoded again", path)
             _remove(path)
             return None
-        with suppress(FileNotFoundError):  # another process may have removed it; what was read stays good
+        with suppress(FileNotFoundError, PermissionError):  # removed by another process, or not ours to touch
             os.utime(path)
         return found
 

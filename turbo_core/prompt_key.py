@@ -1,6 +1,6 @@
 """The key of an encoded prompt: the text and everything that decides what encodes it.
 
-key = SHA-256 of (text, signature of the node behind `clip`, options of the process); signature of a node = its class,
+key = SHA-256 of (text, signature of the node behind `clip`, what else decides); signature of a node = its class,
 its literal inputs, size and time of the files they name, and the signatures of the nodes linked to it. Node ids and
 titles do not count, so that the same encoder in another workflow finds the same entries.
 """
@@ -20,10 +20,10 @@ Stamps = Callable[[str], Sequence[Any]]
 """What is known of the files that a literal may name; nothing where it names none."""
 
 
-def prompt_key(text: str, clip: Sequence[Any], lookup: Lookup, stamps: Stamps, options: Sequence[str] = ()) -> str:
-    """`clip` is the link ``[node id, output]``; `options` are settings of the process that change an encoding."""
+def prompt_key(text: str, clip: Sequence[Any], lookup: Lookup, stamps: Stamps, others: Sequence[Any] = ()) -> str:
+    """`clip` is the link ``[node id, output]``; `others` are what else changes an encoding, as JSON has it."""
     signature = _signature(str(clip[0]), lookup, stamps, {})
-    return _digest(["turbowan-prompt-1", text, signature, int(clip[1]), list(options)])
+    return _digest(["turbowan-prompt-1", text, signature, int(clip[1]), list(others)])
 
 
 def is_link(value: Any) -> bool:

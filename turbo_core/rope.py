@@ -46,7 +46,8 @@ def rotation(grid: tuple[int, int, int], head_dim: int, device: torch.device, op
         view = [1, 1, 1, dim // 2]
         view[axis] = steps
         angles.append(_axis_angles(steps, scales[axis], shifts[axis], dim).view(view))
-    return Rotation(*(_over_grid([function(a) for a in angles], grid, device) for function in (torch.cos, torch.sin)))
+    tables = _to_device([function(a) for function in (torch.cos, torch.sin) for a in angles], device)
+    return Rotation(*(_over_grid(axes, grid) for axes in (tables[:3], tables[3:])))
 
 
 def _axis_angles(steps: int, scale: float, shift: float, dim: int) -> Tensor:
@@ -55,7 +56,13 @@ def _axis_angles(steps: int, scale: float, shift: float, dim: int) -> Tensor:
     return torch.outer(positions, THETA ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim))
 
 
-def _over_grid(axes: list[Tensor], grid: tuple[int, int, int], device: torch.device) -> Tensor:
-    """One table per axis → fp32 [L, D/2] on the device."""
-    tables = [axis.to(device, torch.float32).expand(*grid, -1) for axis in axes]
-    return torch.cat(tables, dim=-1).flatten(0, 2)
+def _to_device(tables: list[Tensor], device: torch.device) -> list[Tensor]:
+    """fp32 copies, in one transfer that does not wait for what the device does."""
+    flat = torch.cat([table.flatten() for table in tables]).to(torch.float32).to(device, non_blocking=True)
+    parts = flat.split([table.numel() for table in tables])
+    return [part.view(table.shape) for part, table in zip(parts, tables, strict=True)]
+
+
+def _over_grid(axes: list[Tensor], grid: tuple[int, int, int]) -> Tensor:
+    """One table per axis → [L, D/2]."""
+    return torch.cat([axis.expand(*grid, -1) for axis in axes], dim=-1).flatten(0, 2)

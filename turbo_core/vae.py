@@ -187,7 +187,7 @@ class WanVAE(nn.Module):
         return compile_ahead(
             lambda: run(clip),
             self.device,
-            gluon_probe="run_vae_probe",
+            gluon_probes=("run_vae_probe",),
             progress=progress,
             interrupted=interrupted,
         )

@@ -81,6 +81,11 @@ def _torch_avoids_cudnn() -> bool:
     return (2, 9) <= torch.__version__ < (2, 11) and 91002 <= (torch.backends.cudnn.version() or 0) < 91500
 
 
+def _torch_avoids_onednn(x: Tensor) -> bool:
+    """On a CPU torch asks the size of four of the five dimensions whether oneDNN pays, and takes the slow path."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
 def conv3d(
     x: Tensor,
     weight: Tensor,
@@ -90,11 +95,14 @@ def conv3d(
     stride: Sequence[int] = (1, 1, 1),
     padding: Sequence[int] = (0, 0, 0),
 ) -> Tensor:
-    """``F.conv3d`` plus ``residual``, with the weights in x's type, through cuDNN wherever that can run."""
+    """``F.conv3d`` plus ``residual``, with the weights in x's type, through cuDNN or oneDNN wherever that can run."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     half = x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
     if not half:
-        out = F.conv3d(x, weight, bias, stride, padding)
+        if _torch_avoids_onednn(x):
+            out = torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+        else:
+            out = F.conv3d(x, weight, bias, stride, padding)
         return out if residual is None else out.add_(residual)
     if x.shape[1] % 8:  # cuDNN leaves the tensor cores aside for fewer channels
         x, weight = (F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, -x.shape[1] % 8)) for tensor in (x, weight))

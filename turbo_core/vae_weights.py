@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from .errors import CheckpointError, UnsupportedModelError
 from .vae import VAEConfig, WanVAE
 
+Direction = Literal["encode", "decode"]
+OTHER_PART: dict[Direction | None, str | None] = {"decode": "encoder.", "encode": "decoder.", None: None}
 FLOAT_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -20,12 +23,14 @@ def from_tensors(
     assign: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    direction: Direction | None = None,
 ) -> WanVAE:
     """A VAE over ``tensors`` as they are (no copy), or over copies where ``assign`` is off.
 
     ``device`` and ``dtype`` convert what lies elsewhere or in another type; only those tensors are copied.
+    With a ``direction`` the other one's weights stay on the meta device.
     """
-    return fill(shaped_like(tensors), tensors, assign=assign, device=device, dtype=dtype)
+    return fill(shaped_like(tensors), tensors, assign=assign, device=device, dtype=dtype, direction=direction)
 
 
 def fill(
@@ -35,14 +40,18 @@ def fill(
     assign: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    direction: Direction | None = None,
 ) -> WanVAE:
     """``vae`` over ``tensors``, of which ``shaped_like`` made it; options as in ``from_tensors``."""
     _check_names(vae.state_dict(), tensors)
+    other = OTHER_PART[direction]
     converted = {
-        name: tensor.detach().to(device=device, dtype=dtype, copy=not assign) for name, tensor in tensors.items()
+        name: tensor.detach().to(device=device, dtype=dtype, copy=not assign)
+        for name, tensor in tensors.items()
+        if other is None or not name.startswith(other)
     }
     _check_values(converted)
-    vae.load_state_dict(converted, assign=True)
+    vae.load_state_dict(converted, assign=True, strict=other is None)
     return vae
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.catalogue import RELEASES, TEXT_ENCODER, HubFile
 from turbowan.turbo_core.catalogue import VAE as DECODER
 
@@ -32,6 +33,7 @@ ENCODER, VAE = TEXT_ENCODER.name, DECODER.name
 # class → sockets in the order of its schema, as (name, type)
 INPUTS: dict[str, list[tuple[str, str]]] = {
     "CLIPTextEncode": [("clip", "CLIP")],
+    "TurboPromptCache": [("clip", "CLIP")],
     "TurboT2VSampler": [("model", "MODEL"), ("conditioning", "CONDITIONING"), ("latent", "LATENT")],
     "TurboI2VSampler": [
         ("model_high", "MODEL"),
@@ -40,22 +42,21 @@ INPUTS: dict[str, list[tuple[str, str]]] = {
         ("latent", "LATENT"),
     ],
     "TurboImageToVideo": [("conditioning", "CONDITIONING"), ("vae", "VAE"), ("image", "IMAGE")],
-    "TurboVAEDecode": [("samples", "LATENT"), ("vae", "VAE")],
-    "CreateVideo": [("images", "IMAGE"), ("audio", "AUDIO")],
+    "TurboVAEDecodeVideo": [("samples", "LATENT"), ("vae", "VAE"), ("audio", "AUDIO")],
     "SaveVideo": [("video", "VIDEO")],
 }
 OUTPUTS: dict[str, list[tuple[str, str]]] = {
     "TurboLoader": [("MODEL", "MODEL")],
     "CLIPLoader": [("CLIP", "CLIP")],
     "CLIPTextEncode": [("CONDITIONING", "CONDITIONING")],
+    "TurboPromptCache": [("CONDITIONING", "CONDITIONING")],
     "VAELoader": [("VAE", "VAE")],
     "LoadImage": [("IMAGE", "IMAGE"), ("MASK", "MASK")],
     "EmptyHunyuanLatentVideo": [("LATENT", "LATENT")],
     "TurboT2VSampler": [("LATENT", "LATENT")],
     "TurboI2VSampler": [("LATENT", "LATENT")],
     "TurboImageToVideo": [("conditioning", "CONDITIONING"), ("latent", "LATENT")],
-    "TurboVAEDecode": [("IMAGE", "IMAGE")],
-    "CreateVideo": [("VIDEO", "VIDEO")],
+    "TurboVAEDecodeVideo": [("VIDEO", "VIDEO")],
 }
 
 
@@ -155,6 +156,45 @@ def image_to_video() -> Graph:
     }
 
 
+def demo() -> Graph:
+    return {
+        "note": Node(
+            "MarkdownNote",
+            (-420, 0, 380, 420),
+            {
+                "text": "## TurboWan: the demo model\n\nIt lies in this pack: nothing to download, no text encoder, "
+                "and a CPU is enough. It was trained on coloured shapes that move, and runs through the same nodes as "
+                "the released models.\n\nWrite *a* COLOUR SHAPE MOTION:\n\n"
+                "- red, yellow, green, cyan, blue, purple\n- ball, square, triangle, star, cross\n"
+                "- moving to the left, moving to the right, moving up, moving down, bouncing to the left, "
+                "bouncing to the right, spinning in place (a ball does not)"
+            },
+            title="Note",
+        ),
+        "model": Node("TurboLoader", (0, 0, 420, 150), loader(demo_bundle.T2V)),
+        "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": demo_bundle.VAE}),
+        "text": Node(
+            "TurboPromptCache",
+            (460, 0, 420, 200),
+            {"text": "a red ball bouncing to the right", "disk_mb": 1024},
+            title="Prompt",
+        ),
+        "latent": Node(
+            "EmptyHunyuanLatentVideo",
+            (460, 250, 420, 130),
+            {"width": 160, "height": 160, "length": 81, "batch_size": 1},
+            title="Size and length",
+        ),
+        "sampler": Node(
+            "TurboT2VSampler",
+            (920, 0, 320, 200),
+            {"seed": 0, "steps": 4, "sigma_max": 80.0, "noise": "comfy"},
+            {"model": ("model", 0), "conditioning": ("text", 0), "latent": ("latent", 0)},
+        ),
+        **video((1280, 0), "video/TurboWan_Demo"),
+    }
+
+
 def loader(file: str) -> dict[str, Any]:
     return {"file": file, "attention": "auto", "topk": 0.1, "precision": "auto"}
 
@@ -162,13 +202,17 @@ def loader(file: str) -> dict[str, Any]:
 def video(corner: tuple[int, int], prefix: str) -> Graph:
     x, y = corner
     return {
-        "decode": Node("TurboVAEDecode", (x, y, 260, 60), links={"samples": ("sampler", 0), "vae": ("vae", 0)}),
-        "frames": Node("CreateVideo", (x, y + 110, 260, 90), {"fps": 16.0}, {"images": ("decode", 0)}),
+        "decode": Node(
+            "TurboVAEDecodeVideo",
+            (x, y, 260, 130),
+            {"fps": 16.0, "crf": 23},
+            {"samples": ("sampler", 0), "vae": ("vae", 0)},
+        ),
         "save": Node(
             "SaveVideo",
             (x + 300, y, 420, 420),
             {"filename_prefix": prefix, "format": "auto", "codec": "auto"},
-            {"video": ("frames", 0)},
+            {"video": ("decode", 0)},
         ),
     }
 
@@ -316,6 +360,7 @@ def main() -> None:
     for name, title, graph in (
         ("TurboWan_T2V", "TurboWan · text to video", text_to_video()),
         ("TurboWan_I2V", "TurboWan · image to video", image_to_video()),
+        ("TurboWan_Demo", "TurboWan · the demo model", demo()),
     ):
         for path, content in ((HERE / f"{name}.json", to_ui(graph)), (HERE / "api" / f"{name}.json", to_api(graph))):
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,17 +21,22 @@ async function main() {
     const served = [];
     page.on("response", (response) => response.ok() && served.push(new URL(response.url()).pathname));
     page.on("pageerror", (error) => errors.push(String(error)));
-    await page.goto(config.url, { waitUntil: "domcontentloaded" });
-    await page.waitForFunction(() => window.app?.graph && window.app.extensionManager?.command);
-    await page.waitForTimeout(2000);
+    await ready(page);
     const workflows = {};
     for (const [name, graph] of Object.entries(config.workflows)) workflows[name] = await open(page, name, graph);
-    const help = await helpPages(page);
+    const help = await helpPages(page, config.help);
     const templates = await browseTemplates(page);
-    console.log(JSON.stringify({ workflows, help, templates, served, errors }));
+    const chinese = await inChinese(page, config.chinese);
+    console.log(JSON.stringify({ workflows, help, templates, chinese, served, errors }));
   } finally {
     await browser.close();
   }
+}
+
+async function ready(page) {
+  await page.goto(config.url, { waitUntil: "domcontentloaded" });
+  await page.waitForFunction(() => window.app?.graph && window.app.extensionManager?.command);
+  await page.waitForTimeout(2000);
 }
 
 async function open(page, name, graph) {
@@ -56,9 +61,9 @@ async function open(page, name, graph) {
 }
 
 // The text that the frontend shows as the help of each of the pack's nodes.
-async function helpPages(page) {
+async function helpPages(page, names) {
   const shown = {};
-  for (const node of config.help) {
+  for (const node of names) {
     await page.evaluate((type) => {
       const app = window.app;
       app.graph.clear();
@@ -72,7 +77,7 @@ async function helpPages(page) {
     await button.click({ timeout: 10_000 });
     await page.waitForTimeout(1200);
     shown[node] = await page.evaluate(() => document.body.innerText);
-    if (node === config.help[0]) await page.screenshot({ path: path.join(config.shots, "help.png") });
+    if (node === names[0]) await page.screenshot({ path: path.join(config.shots, `help of ${node}.png`) });
     await page.keyboard.press("Escape");
   }
   return shown;
@@ -86,6 +91,18 @@ async function browseTemplates(page) {
   await page.waitForTimeout(2000);
   await page.screenshot({ path: path.join(config.shots, "templates.png") });
   return page.evaluate(() => document.body.innerText);
+}
+
+// A node's title, socket and help where the frontend speaks Chinese.
+async function inChinese(page, node) {
+  await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.Locale", "zh"));
+  await ready(page);
+  const help = (await helpPages(page, [node]))[node];
+  const shown = await page.evaluate(() => {
+    const node = window.app.graph.nodes[0];
+    return { title: node.title, inputs: node.inputs.map((input) => input.label ?? input.localized_name) };
+  });
+  return { ...shown, help };
 }
 
 main().catch((error) => {

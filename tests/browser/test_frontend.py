@@ -19,6 +19,7 @@ from host.server import REPO, ComfyProcess
 from PIL import Image
 
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
+CHINESE = "TurboPromptCache"  # the node that is shown in Chinese as well
 HELP = sorted((REPO / "web" / "docs").glob("*.md"))
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -76,6 +77,7 @@ def seen(frontend: ComfyProcess, tmp_path_factory: pytest.TempPathFactory) -> di
         "url": frontend.url,
         "workflows": {path.stem: json.loads(path.read_text()) for path in WORKFLOWS},
         "help": [path.stem for path in HELP],
+        "chinese": CHINESE,
         "shots": str(shots),
     }
     file = shots / "config.json"
@@ -114,6 +116,15 @@ def test_help_page_is_shown(seen: dict[str, Any], page: Path) -> None:
     words = next(line for line in page.read_text().splitlines() if len(line.split()) > 6 and line[0].isalpha())
     plain = words.replace("`", "").replace("*", "").split("[")[0].strip()
     assert plain[:40] in seen["help"][page.stem]
+
+
+def test_a_node_speaks_chinese(seen: dict[str, Any]) -> None:
+    words = json.loads((REPO / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))[CHINESE]
+    page = (REPO / "web" / "docs" / CHINESE / "zh.md").read_text(encoding="utf-8")
+    shown = seen["chinese"]
+    assert shown["title"] == words["display_name"]
+    assert words["inputs"]["clip"]["name"] in shown["inputs"]
+    assert page.splitlines()[2][:20] in shown["help"]
 
 
 def test_template_browser_lists_the_workflows(seen: dict[str, Any]) -> None:

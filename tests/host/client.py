@@ -122,20 +122,28 @@ class ComfyClient:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())["name"]
 
-    def queue(self, prompt: Prompt) -> str:
+    def queue(self, prompt: Prompt, workflow: dict[str, Any] | None = None) -> str:
+        """``workflow``: what the frontend would send beside the prompt."""
+        extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+        body = {"prompt": prompt, "client_id": self.client_id, "extra_data": extra}
         try:
-            return self.post("/prompt", {"prompt": prompt, "client_id": self.client_id})["prompt_id"]
+            return self.post("/prompt", body)["prompt_id"]
         except urllib.error.HTTPError as error:
             raise PromptRefused(json.loads(error.read())) from error
 
     def run(
-        self, prompt: Prompt, *, timeout: float = 120, on_event: Callable[[dict[str, Any]], None] | None = None
+        self,
+        prompt: Prompt,
+        *,
+        timeout: float = 120,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        workflow: dict[str, Any] | None = None,
     ) -> Run:
         """Queue ``prompt`` and follow it to its end; ``on_event`` sees each message as it comes."""
         address = self.url.replace("http://", "ws://") + f"/ws?clientId={self.client_id}"
         socket = websocket.create_connection(address, timeout=10)
         try:
-            run = Run(self.queue(prompt))
+            run = Run(self.queue(prompt, workflow))
             _follow(socket, run, time.monotonic() + timeout, on_event)
         finally:
             socket.close()

@@ -9,6 +9,7 @@ from host import models
 from host.client import ComfyClient
 from host.graphs import TinyGraph, finished
 from host.server import ComfyProcess
+from host.workflow import Link
 from tolerances import LORA_STREAMED
 
 
@@ -57,6 +58,47 @@ def test_the_host_can_read_every_weight_from_its_file(
     report = finished(client, graph).report(reads)
     assert report["weights"] > 60
     assert report["equal"] == report["read"] == report["weights"] - converted
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+def test_weights_read_from_the_file_give_the_same_latents(client: ComfyClient, host: ComfyProcess, lora: bool) -> None:
+    """A LoRA's weights are left to the host. Unloading puts the mapped ones back, where a copy would lie in no file."""
+    usual, read, after = TinyGraph(), TinyGraph(), TinyGraph()
+
+    def sampled(graph: TinyGraph, model: Link) -> Link:
+        if lora:
+            model = graph.add("LoraLoaderModelOnly", model=model, lora_name=models.LORA, strength_model=1.0)
+        return graph.t2v(model)
+
+    usual_probe = usual.probe(sampled(usual, usual.load(models.T2V_QUANT)))
+    from_file = read.add("TestPatcher", model=read.load(models.T2V_QUANT), kind="from_file", budget=1)
+    result = sampled(read, from_file)
+    probe, memory = read.probe(result), read.add("TestMemory", samples=result)[0]
+    client.free()
+    wanted = finished(client, usual).report(usual_probe)["sha256"]
+    client.free()
+    run = finished(client, read)
+    assert run.report(probe)["sha256"] == wanted
+    (used,) = run.report(memory)["models"]
+    assert 0 < used["from_file"] < 20 if lora else used["from_file"] > 20
+    client.free(caches=False)
+    if _version(host) >= (0, 16):
+        reads = after.add("TestFileReads", model=after.load(models.T2V_QUANT))[0]
+        report = finished(client, after).report(reads)
+        assert report["equal"] == report["weights"]
+
+
+def test_a_file_that_changed_is_not_read_again(client: ComfyClient, host: ComfyProcess) -> None:
+    """Its mapping still holds what was loaded where another file took its name."""
+    graph, read = TinyGraph(), TinyGraph()
+    usual_probe = graph.probe(graph.t2v(graph.load(models.T2V_QUANT)))
+    changed = read.add("TestPatcher", model=read.load(models.T2V_QUANT), kind="from_changed_file", budget=1)
+    probe = read.probe(read.t2v(changed))
+    client.free()
+    wanted = finished(client, graph).report(usual_probe)["sha256"]
+    client.free()
+    assert finished(client, read).report(probe)["sha256"] == wanted
+    assert f"{models.T2V_QUANT} was changed since it was opened" in host.log()
 
 
 @pytest.mark.parametrize("kind", ["partial"])

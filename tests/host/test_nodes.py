@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from typing import Any
 
@@ -38,9 +39,14 @@ NODES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["CONDITIONING", "LATENT"],
     ),
     "TurboVAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"]),
+    "TurboVAEDecodeVideo": (
+        {"samples": "LATENT", "vae": "VAE", "fps": "FLOAT", "crf": "INT", "audio": "AUDIO"},
+        ["VIDEO"],
+    ),
     "TurboPromptCache": ({"text": "STRING", "clip": "CLIP", "disk_mb": "INT"}, ["CONDITIONING"]),
     "TurboScheduler": ({"steps": "INT", "sigma_max": "FLOAT"}, ["SIGMAS"]),
     "TurboSamplerSelect": ({"sampler": "COMBO"}, ["SAMPLER"]),
+    "TurboDoctor": ({}, ["STRING"]),
 }  # fmt: skip
 DEFAULTS = {
     ("TurboLoader", "attention"): "auto",
@@ -55,6 +61,8 @@ DEFAULTS = {
     ("TurboScheduler", "sigma_max"): 80.0,
     ("TurboSamplerSelect", "sampler"): "sde",
     ("TurboImageToVideo", "length"): 81,
+    ("TurboVAEDecodeVideo", "fps"): 16.0,
+    ("TurboVAEDecodeVideo", "crf"): 23,
     ("TurboPromptCache", "disk_mb"): 1024,
 }
 
@@ -108,6 +116,17 @@ def test_templates_and_help_are_served(client: ComfyClient) -> None:
     for node in NODES:
         if (REPO / "web" / "docs" / f"{node}.md").exists():
             assert client.get_bytes(f"/extensions/comfyui-turbowan/docs/{node}.md")
+            assert client.get_bytes(f"/extensions/comfyui-turbowan/docs/{node}/zh.md")
+
+
+def test_the_english_words_are_the_nodes_own(client: ComfyClient) -> None:
+    """Else run `python locales/build.py` beside a running ComfyUI, and translate what changed."""
+    spec = importlib.util.spec_from_file_location("locales_build", REPO / "locales" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    served = client.get("/i18n")
+    assert served["en"]["nodeDefs"] == build.definitions({node: client.object_info(node)[node] for node in NODES})
+    assert served["zh"]["nodeDefs"].keys() == NODES.keys()
 
 
 def test_every_node_has_a_help_page() -> None:

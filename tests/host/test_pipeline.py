@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from tolerances import SAME_SAMPLING, relative_error
 
 from turbowan.turbo_core.expert import NetworkSettings
-from turbowan.turbo_core.pipeline import ModelFiles, Pipeline, Request
+from turbowan.turbo_core.pipeline import ModelFiles, Pipeline
+from turbowan.turbo_core.request import Request
 
 SEED = 7
 

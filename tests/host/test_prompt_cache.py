@@ -91,6 +91,17 @@ def test_another_encoder_text_or_file_encodes_again(client: ComfyClient, host: C
     assert run_once(client)[1]
 
 
+def test_another_embedding_encodes_again(client: ComfyClient, host: ComfyProcess, kept: Path) -> None:
+    file = host.models / "embeddings" / "mine.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"one")
+    text = "a ball, embedding:mine, in the rain"
+    run_once(client, text)
+    assert not run_once(client, text)[1]
+    file.write_bytes(b"another")
+    assert run_once(client, text)[1]
+
+
 def test_a_damaged_entry_is_made_again(client: ComfyClient, kept: Path) -> None:
     whole = run_once(client)[2]
     (entry,) = kept.glob("*.safetensors")

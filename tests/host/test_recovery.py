@@ -13,7 +13,7 @@ from host import models
 from host.client import ComfyClient
 from host.graphs import TinyGraph, finished
 from host.server import ComfyProcess
-from host.workflow import output
+from host.workflow import Link, output
 
 STOPS_WITHIN = 15.0  # seconds; the whole run would take minutes
 
@@ -50,13 +50,12 @@ def test_interrupt_stops_within_a_step(client: ComfyClient) -> None:
     assert _reference(client) == before
 
 
-@pytest.mark.parametrize("node", ["TurboVAEDecode", "TurboImageToVideo"])
+@pytest.mark.parametrize("node", ["TurboVAEDecode", "TurboVAEDecodeVideo", "TurboImageToVideo"])
 def test_interrupt_stops_the_vae_between_frames(client: ComfyClient, node: str) -> None:
     graph = TinyGraph()
-    if node == "TurboVAEDecode":
+    if node != "TurboImageToVideo":
         latent = graph.add("TestLatent", seed=3, channels=16, frames=9, height=60, width=104, batch=1)
-        made = graph.add(node, samples=latent, vae=graph.vae())
-        graph.add("TestImageProbe", image=made)
+        made = _decode(graph, node, latent, graph.vae())
     else:
         made, latent = graph.own_i2v(graph.text(), length=33, size=(832, 480))
         graph.probe(latent)
@@ -68,6 +67,16 @@ def test_interrupt_stops_the_vae_between_frames(client: ComfyClient, node: str) 
     run = client.run(graph.prompt, on_event=on_event)
     assert run.ending == "execution_interrupted"
     assert run.progress(made[0])[-1][0] < run.progress(made[0])[-1][1]
+
+
+def _decode(graph: TinyGraph, node: str, latent: Link, vae: Link) -> Link:
+    if node == "TurboVAEDecodeVideo":
+        made = graph.add(node, samples=latent, vae=vae, fps=16.0, crf=23)
+        graph.add("TestVideoProbe", video=made)
+    else:
+        made = graph.add(node, samples=latent, vae=vae)
+        graph.add("TestImageProbe", image=made)
+    return made
 
 
 def test_bad_file_then_a_good_one(client: ComfyClient, host: ComfyProcess) -> None:
@@ -100,13 +109,13 @@ def test_out_of_memory_names_the_remedy_and_stays_torchs_own(client: ComfyClient
     assert _reference(client) == before
 
 
-@pytest.mark.parametrize("node", ["TurboVAEDecode", "TurboImageToVideo"])
+@pytest.mark.parametrize("node", ["TurboVAEDecode", "TurboVAEDecodeVideo", "TurboImageToVideo"])
 def test_out_of_memory_in_the_vae_has_its_own_remedy(client: ComfyClient, node: str) -> None:
     graph = TinyGraph()
     vae = graph.add("TestFullVAE", vae=graph.vae())
-    if node == "TurboVAEDecode":
+    if node != "TurboImageToVideo":
         latent = graph.add("TestLatent", seed=3, channels=16, frames=2, height=8, width=8, batch=1)
-        graph.add("TestImageProbe", image=graph.add(node, samples=latent, vae=vae))
+        _decode(graph, node, latent, vae)
     else:
         image = graph.add("TestImage", seed=5, width=64, height=64, batch=1)
         made = graph.add(

@@ -1,4 +1,7 @@
-"""Our VAE against the host's, with the same weights in fp32: the module itself, and the host's VAE object."""
+"""Our VAE against the host's, with the same weights in fp32: the module itself, and the host's VAE object.
+
+The weights are random ones, and the demo's trained ones from its file as it is.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from tolerances import SAME_MATHS_FP32, relative_error
 from torch import Tensor
 from vae_reference import latents, video
 
-from turbowan.turbo_core import vae, vae_weights
+from turbowan.turbo_core import demo_bundle, vae, vae_weights
 
 pytestmark = pytest.mark.host
 
 FRAMES = (1, 2, 3, 5)
 SIDES = (3, 5)
 WIDTH = 8
+DEMO = demo_bundle.FOLDER / demo_bundle.VAE
 _IN_HOST = """
 import sys
 arguments = sys.argv[1:]
@@ -47,14 +51,14 @@ save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, argum
 """
 
 
-@pytest.fixture(scope="module")
-def weights() -> dict[str, Tensor]:
-    return tiny.tiny_vae_tensors(WIDTH)
+@pytest.fixture(scope="module", params=["random", "demo"])
+def weights(request: pytest.FixtureRequest) -> dict[str, Tensor]:
+    return tiny.tiny_vae_tensors(WIDTH) if request.param == "random" else load_file(DEMO)
 
 
 @pytest.fixture(scope="module")
 def model(weights: dict[str, Tensor]) -> vae.WanVAE:
-    return vae_weights.from_tensors(weights)
+    return vae_weights.from_tensors(weights, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""The shipped API workflows, sent as shipped but for file names, text encoder and sizes, leave an MP4."""
+"""The shipped API workflows, sent as shipped but for file names, text encoder and sizes, leave an MP4.
+
+`test_demo` runs the demo model's.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,11 @@ from PIL import Image
 SIZES = {"width": WIDTH, "height": HEIGHT, "length": LENGTH, "resolution": "custom"}
 SHIPPED = {path.stem: path for path in sorted((REPO / "workflows" / "api").glob("*.json"))}
 NODES = {
-    "TurboWan_T2V": {"TurboLoader": 1, "TurboT2VSampler": 1, "TurboVAEDecode": 1},
-    "TurboWan_I2V": {"TurboLoader": 2, "TurboImageToVideo": 1, "TurboI2VSampler": 1, "TurboVAEDecode": 1},
+    "TurboWan_T2V": {"TurboLoader": 1, "TurboT2VSampler": 1, "TurboVAEDecodeVideo": 1},
+    "TurboWan_I2V": {"TurboLoader": 2, "TurboImageToVideo": 1, "TurboI2VSampler": 1, "TurboVAEDecodeVideo": 1},
+    "TurboWan_Demo": {"TurboLoader": 1, "TurboPromptCache": 1, "TurboT2VSampler": 1, "TurboVAEDecodeVideo": 1},
 }
+RELEASED = ("TurboWan_T2V", "TurboWan_I2V")  # the workflows of released files
 
 LOADERS = {"TurboLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae"}  # to folder
 
@@ -50,12 +55,12 @@ def picture(client: ComfyClient, tmp_path: Path) -> str:
     return client.upload_image(path)
 
 
-def test_both_workflows_are_shipped() -> None:
+def test_all_workflows_are_shipped() -> None:
     assert SHIPPED.keys() == NODES.keys()
     for name, wanted in NODES.items():
         prompt = shipped(name)
         assert {kind: len(nodes_of(prompt, kind)) for kind in wanted} == wanted
-        assert [prompt[node]["inputs"]["fps"] for node in nodes_of(prompt, "CreateVideo")] == [16.0]
+        assert [prompt[node]["inputs"]["fps"] for node in nodes_of(prompt, "TurboVAEDecodeVideo")] == [16.0]
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -67,7 +72,9 @@ def test_ui_workflow_names_packs_and_downloads(name: str) -> None:
             continue
         ours = node["type"].startswith("Turbo")
         assert node["properties"]["cnr_id"] == ("comfyui-turbowan" if ours else "comfy-core")
-        if node["type"] in LOADERS:
+        if name not in RELEASED:
+            assert "models" not in node["properties"]  # nothing to download
+        elif node["type"] in LOADERS:
             (model,) = node["properties"]["models"]
             assert model["name"] == node["widgets_values"][0]
             assert model["directory"] == LOADERS[node["type"]]
@@ -77,7 +84,7 @@ def test_ui_workflow_names_packs_and_downloads(name: str) -> None:
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["bf16", "int8"])
-@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize("name", RELEASED)
 def test_shipped_workflow_makes_a_video(client: ComfyClient, picture: str, name: str, quantized: bool) -> None:
     workflow = shipped(name)
     files = tiny_files(workflow, quantized=quantized, image=picture)
@@ -102,7 +109,7 @@ def test_shipped_image_workflow_sizes_by_the_image(client: ComfyClient, picture:
     assert run.report("probe")["shape"] == [1, 16, 1, 784 // 8, 1168 // 8]
 
 
-_AFTER_CONDITIONING = {"TurboI2VSampler", "TurboVAEDecode", "CreateVideo", "SaveVideo", "TurboLoader"}
+_AFTER_CONDITIONING = {"TurboI2VSampler", "TurboVAEDecodeVideo", "SaveVideo", "TurboLoader"}
 
 
 def test_shrinking_changes_nothing_else() -> None:

@@ -5,6 +5,7 @@ from tolerances import (
     CODE_SCALES,
     HARDWARE_TANH,
     ROUND_TRIP,
+    SAME_MATHS_FP32,
     SQNR_BLOCK_INT8_LINEAR_DB,
     SQNR_BLOCK_INT8_WEIGHT_DB,
     codes_agree,
@@ -140,6 +141,17 @@ def test_gemm_with_quantized_output_equals_quantizing_the_reference(shape, gelu,
     assert relative_error(out.scale, ref.scale) < (HARDWARE_TANH if gelu else ROUND_TRIP[torch.float32])
     errors = [relative_error(x.dequantize(torch.float32), exact) for x in (out, ref)]
     assert errors[0] < 1.01 * errors[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+def test_gemm_leaves_the_squares_of_what_it_wrote(shape, half, device, generator):
+    from turbowan.kernels.block_int8_triton import linear_triton, linear_with_squares_triton
+
+    a, w, bias = problem(shape, half, device, generator)
+    y, squares = linear_with_squares_triton(a, w, bias, half)
+    assert torch.equal(y, linear_triton(a, w, bias, False, half))
+    assert relative_error(squares, block_int8.row_squares_ref(y)) < SAME_MATHS_FP32
+    assert relative_error(squares.sum(dim=0), y.float().square().sum(dim=1)) < SAME_MATHS_FP32
 
 
 @pytest.mark.parametrize("gate_rows", ["none", "shared", "per sample"])

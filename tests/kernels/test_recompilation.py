@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from turbowan.kernels import block_int8, channel_int8, norm, qk_norm, routing, row_codes, sla, text_attention
+from turbowan.kernels import block_int8, channel_int8, dispatch, norm, qk_norm, routing, row_codes, sla, text_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -20,8 +20,9 @@ KERNEL_FILES = (
     "sla",
     "text_attention",
 )
-# Lengths divisible by 16 and not, tails of blocks, one token, several samples.
-SHAPES = [(1, 640), (1, 1), (1, 257), (2, 1000), (3, 129), (1, 4096)]
+HOPPER_FILES = ("block_int8_gluon",)
+# Lengths divisible by 16 and not, tails of blocks, one token, several samples, which begin at any address.
+SHAPES = [(1, 640), (1, 1), (1, 257), (2, 1000), (3, 129), (2, 1001), (1, 4096)]
 
 
 def compiled(*modules) -> int:
@@ -35,9 +36,12 @@ def run_all(batch: int, length: int) -> None:
     device, half = torch.device("cuda"), torch.bfloat16
     x = torch.randn(batch, length, 256, device=device, dtype=half)
     w = block_int8.quantize_weight(torch.randn(384, 256, device=device))
-    bias = torch.zeros(384, device=device, dtype=half)
+    bias, gate = torch.zeros(384, device=device, dtype=half), torch.ones(batch, 384, device=device)
     for rows in (1, 128):
         block_int8.linear(block_int8.quantize_activations(x, rows), w, bias, gelu=True, like=x)
+    gated = block_int8.GatedResidual(torch.zeros(batch, length, 384, device=device, dtype=half), gate)
+    block_int8.linear(block_int8.quantize_activations(x), w, bias, gelu=False, like=x, residual=gated)
+    block_int8.linear_quantized(block_int8.quantize_activations(x), w, bias, gelu=True, like=x)
     w_rows = row_codes.quantize_rows_ref(torch.randn(384, 256, device=device), torch.int8)
     y = channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_rows, bias, gelu=False, like=x)
     row_codes.quantize_rows(y, torch.int8, gelu=True)
@@ -63,6 +67,8 @@ def run_all(batch: int, length: int) -> None:
 
 def test_other_shapes_do_not_recompile():
     modules = [import_module(f"turbowan.kernels.{name}_triton") for name in KERNEL_FILES]
+    if dispatch.gluon_refusal(torch.device("cuda")) is None:
+        modules += [import_module(f"turbowan.kernels.{name}") for name in HOPPER_FILES]
     counts = []
     for batch, length in SHAPES:
         run_all(batch, length)

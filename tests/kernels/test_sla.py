@@ -74,6 +74,7 @@ def test_reference_works_in_groups_when_memory_is_short(generator, monkeypatch):
 @MODES
 # Small scores stay near the bound that shifts the softmax; large ones need the running maximum, bf16's very large ones.
 @pytest.mark.parametrize("magnitude", [0.3, 1.5, 6.0])
+@pytest.mark.usefixtures("attention_kernel")
 def test_attention_kernel_equals_reference(shape, magnitude, int8, half, device, generator):
     from turbowan.kernels.sla_triton import attend_triton
 
@@ -102,6 +103,7 @@ def test_both_loops_are_tested(magnitude, near, half, generator):
 
 
 @MODES
+@pytest.mark.usefixtures("attention_kernel")
 def test_quantized_output_is_the_output_quantized(shape, int8, half, device, generator):
     from turbowan.kernels.sla_triton import attend_quantized_triton
 
@@ -116,6 +118,7 @@ def test_quantized_output_is_the_output_quantized(shape, int8, half, device, gen
 
 
 @pytest.mark.parametrize("peak", [10.0, 16.0, 40.0])
+@pytest.mark.usefixtures("attention_kernel")
 def test_linear_branch_of_keys_and_queries_that_never_meet(peak, half, device, generator):
     """Queries and keys that favour different features leave a tiny denominator; 16-bit factors must stay bounded."""
     from turbowan.kernels.sla_triton import attend_triton

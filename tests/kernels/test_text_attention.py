@@ -50,6 +50,7 @@ def test_trailing_repeats_counts_the_last_tokens_that_are_the_same(generator):
     assert text.trailing_repeats(tokens)[0] == 1
 
 
+@pytest.mark.usefixtures("attention_kernel")
 def test_kernel(given):
     from turbowan.kernels.text_attention_triton import row_squares_triton, text_attention_triton
 
@@ -60,6 +61,7 @@ def test_kernel(given):
     assert relative_error(out, ref) < HALF_PRODUCTS[q.dtype]
 
 
+@pytest.mark.usefixtures("attention_kernel")
 def test_kernel_with_quantized_output(given):
     from turbowan.kernels.text_attention_triton import row_squares_triton, text_attention_quantized_triton
 
@@ -71,6 +73,7 @@ def test_kernel_with_quantized_output(given):
     assert (out.codes.int() - ref.codes.int()).abs().max() <= 1
 
 
+@pytest.mark.usefixtures("attention_kernel")
 def test_without_repeats_every_key_is_walked_through(half, device, generator):
     """The count is a promise about the keys, not a mask: 1 is always allowed."""
     from turbowan.kernels.text_attention_triton import row_squares_triton, text_attention_triton
@@ -81,6 +84,7 @@ def test_without_repeats_every_key_is_walked_through(half, device, generator):
     assert relative_error(few, all_keys.float()) < HALF_PRODUCTS[half]
 
 
+@pytest.mark.usefixtures("attention_kernel")
 def test_scores_far_apart_stay_finite(half, device, generator):
     from turbowan.kernels.text_attention_triton import row_squares_triton, text_attention_triton
 
@@ -109,6 +113,7 @@ def test_norm_keys(half, device, generator, heads):
     assert relative_error(norm_keys_triton(k, q_weight, k_weight, EPS), ref) < ROUND_TRIP[half]
 
 
+@pytest.mark.usefixtures("attention_kernel")
 def test_squares_may_come_in_parts(half, device, generator):
     from turbowan.kernels.text_attention_triton import text_attention_triton
 

@@ -15,7 +15,6 @@ import sys
 import types
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -85,10 +84,8 @@ torch.cuda.device = lambda *_: contextlib.nullcontext()
 from turbowan.kernels import dispatch  # noqa: E402
 
 hopper = capability == 90
-# The VAE's kernels also know Triton 3.9's names; what else there is may be refused by the probe on a GPU.
-gluon = hopper and (attention == "vae" or triton.__version__.startswith("3.6."))
 dispatch.triton_refusal = lambda device, least=(8, 0): None if (capability // 10, capability % 10) >= least else "old"
-dispatch.gluon_refusal = lambda *_: None if gluon else "not here"
+dispatch.gluon_refusal = lambda *_: None if hopper else "not here"
 dispatch.use_tma = lambda device: hopper
 
 from turbowan.benchmarks import random_vae, synthetic  # noqa: E402
@@ -123,7 +120,7 @@ def compile_forwards() -> None:
     network = TurboWan(config, device="meta")
     network.load(tensors)
     network.attention = AttentionSettings(mode=attention, topk=0.1)
-    for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16))):
+    for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16)), (2, (1, 6, 10))):
         x = torch.randn(batch, 16, *size, dtype=torch.bfloat16)
         context = torch.randn(batch, 512, 4096, dtype=torch.bfloat16)
         with torch.inference_mode():

@@ -18,6 +18,7 @@ import turbowan
 from turbowan.benchmarks import (
     ceilings,
     floors,
+    host_run,
     network_rows,
     plot,
     prompt_rows,
@@ -152,7 +153,9 @@ def test_new_rows_replace_their_namesakes_and_keep_the_order() -> None:
     new = dataclasses.replace(REPORT, rows=(dataclasses.replace(ROW, ms=90.0),))
     both = report.merged(old, new)
     assert [(row.name, row.ms) for row in both.rows] == [("other", 100.0), ("1.3b int8", 90.0)]
-    assert both.date == "2026-11-24"
+    assert [row.date for row in both.rows] == ["2026-11-23", "2026-11-24"]
+    assert (both.date, report.dates(both.rows)) == ("2026-11-24", "2026-11-23 to 2026-11-24")
+    assert [row.date for row in report.merged(both, new).rows] == ["2026-11-23", "2026-11-24"]
     with pytest.raises(ReportError, match="one GPU"):
         report.merged(dataclasses.replace(old, gpu="H"), new)
 
@@ -203,6 +206,40 @@ def test_a_native_prompt_is_counted_from_its_parts_or_not_at_all() -> None:
     assert prompt_rows.native_prompt_ms([step], 400.0) is None
 
 
+def test_milliseconds_of_nodes_are_of_their_parts_and_no_longer_name() -> None:
+    parts = {
+        "TurboT2VSampler step 1": 0.25, "TurboT2VSampler end": 0.05, "TurboVAEDecodeVideo compile": 0.1,
+        "TurboVAEDecodeVideo": 0.6, "SaveVideo": 0.02, "total": 1.5,
+    }  # fmt: skip
+    runs = [
+        host_run.Figures(
+            seconds={name: turn * value for name, value in parts.items()},
+            bitrate=1.0, allocated={}, reserved={}, gpu_used=0, host={},
+        )
+        for turn in (1, 2, 9)
+    ]  # fmt: skip
+    for nodes, seconds in (
+        (("TurboT2VSampler",), 0.3),
+        (("TurboVAEDecodeVideo", "SaveVideo"), 0.72),
+        (("TurboVAEDecode",), 0),
+        (("total",), 1.5),
+    ):
+        assert prompt_rows._of_nodes(runs, *nodes) == pytest.approx(2e3 * seconds)
+
+
+def test_the_peer_of_decoding_to_video_goes_through_images() -> None:
+    shipped = json.loads(host_run.WORKFLOW.read_text())
+    changed = host_run.through_images(shipped)
+    kinds = {item["class_type"]: node for node, item in changed.items()}
+    assert "TurboVAEDecodeVideo" not in kinds
+    assert len(kinds) == len(shipped) + 1
+    way = [changed[kinds["SaveVideo"]]["inputs"]["video"], changed[kinds["CreateVideo"]]["inputs"]["images"]]
+    assert way == [[kinds["CreateVideo"], 0], [kinds["TurboVAEDecode"], 0]]
+    assert changed[kinds["CreateVideo"]]["inputs"]["fps"] == 16.0
+    before = next(item["inputs"] for item in shipped.values() if item["class_type"] == "TurboVAEDecodeVideo")
+    assert changed[kinds["TurboVAEDecode"]]["inputs"] == {name: before[name] for name in ("samples", "vae")}
+
+
 class TestStages:
     @staticmethod
     def seconds(*told: tuple[float, str, str | None, tuple[int, int] | None]) -> dict[str, float]:
@@ -211,7 +248,7 @@ class TestStages:
             (at, {"type": kind, "data": {"node": node} | ({"value": done[0], "max": done[1]} if done else {})})
             for at, kind, node, done in told
         ]
-        classes = {"1": "TurboLoader", "7": "TurboT2VSampler", "8": "TurboVAEDecode", "9": "SaveVideo"}
+        classes = {"1": "TurboLoader", "7": "TurboT2VSampler", "8": "TurboVAEDecodeVideo", "9": "SaveVideo"}
         return prompt_stages.stage_seconds(marks, classes)
 
     def test_a_warm_prompt_has_nodes_and_steps(self) -> None:
@@ -230,7 +267,7 @@ class TestStages:
             "TurboT2VSampler step 1": 1.0,
             "TurboT2VSampler step 2": 0.5,
             "TurboT2VSampler end": 0.5,
-            "TurboVAEDecode": 2.0,
+            "TurboVAEDecodeVideo": 2.0,
             "SaveVideo": 1.0,
             "total": 6.0,
         }
@@ -264,7 +301,7 @@ class TestStages:
             (4.0, "progress", "8", (9, 9)),
             (5.0, "progress", "8", (81, 81)),
             (6.0, "execution_success", None, None),
-        ) == {"TurboVAEDecode compile": 2.0, "TurboVAEDecode": 3.0, "total": 6.0}
+        ) == {"TurboVAEDecodeVideo compile": 2.0, "TurboVAEDecodeVideo": 3.0, "total": 6.0}
 
     def test_a_step_that_was_not_reported_is_in_the_next(self) -> None:
         found = self.seconds(
@@ -353,10 +390,10 @@ class TestPlots:
         second = dataclasses.replace(ROW, peer="native", peer_ms=600.0)
         kernel = dataclasses.replace(ROW, stage="kernel")
         alone = dataclasses.replace(ROW, name="bare int8", peer=None, peer_ms=None)
-        (group,) = plot.groups([kernel, ROW, second, alone], "int8")
+        (group,) = plot.groups(plot.headlines([kernel, ROW, second, alone], "int8"))
         assert group.title == "1.3b int8, one step"
         assert (group.ours, group.floor, group.peers) == (100.0, 85.0, (("upstream", 340.0), ("native", 600.0)))
-        assert plot.groups([ROW], "bf16") == []
+        assert plot.headlines([ROW], "bf16") == []
 
     def test_a_report_becomes_a_picture(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source, target = tmp_path / "r.json", tmp_path / "out" / "r.png"

@@ -61,7 +61,7 @@ def test_folder_run_needs_no_installed_package(tmp_path: Path, source: Path) -> 
 
 def test_help_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    done = run([*MODULE, "--help"], tmp_path, PYTHONPATH=str(tmp_path))
+    done = run([*MODULE, "--help"], tmp_path, PYTHONPATH=str(tmp_path), COLUMNS="200")
     assert done.returncode == 0, done.stderr
     for command in cli.COMMANDS:
         assert command.name in done.stdout

@@ -66,7 +66,7 @@ def test_layers_are_lent_one_at_a_time(tmp_path, monkeypatch, device, mode, kern
 @pytest.mark.parametrize("codes", ["blocks", "rows"])
 @pytest.mark.parametrize("dense", [("q", "o", "ffn.2"), ("k", "v", "ffn.0"), ("q", "k", "v", "o", "ffn.0", "ffn.2")])
 def test_layers_that_a_lora_patches_while_they_are_streamed_run_dense(tmp_path, monkeypatch, device, codes, dense):
-    """A host lends those dense, each in the same memory, whatever their neighbours made for them."""
+    """A host lends those dense, each in the same memory and once, whatever their neighbours made for them."""
     net = build(tmp_path)
     if codes == "rows":
         tensors, _ = channelwise.to_row_codes(net.state_dict(), torch.int8, torch.device("cpu"))
@@ -100,7 +100,7 @@ def test_layers_that_a_lora_patches_while_they_are_streamed_run_dense(tmp_path, 
             if isinstance(module, Linear) and module.codes_format is not None and name.endswith(dense):
                 module.lend = streamed(name, module)
         out = net(latent.half(), timestep, context.half())
-    assert len(set(taken)) == 2 * sum(1 if name.startswith("ffn") else 2 for name in dense)
+    assert len(taken) == len(set(taken)) == 2 * sum(1 if name.startswith("ffn") else 2 for name in dense)
     assert relative_error(out, reference) < INT8_NETWORK
 
 

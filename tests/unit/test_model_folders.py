@@ -43,14 +43,19 @@ def test_comfyui_dir_and_the_current_folder(comfy: Path, monkeypatch: pytest.Mon
     assert model_folders.base_folder() == tmp_path / "other"
 
 
-def test_nowhere_to_put_files_names_the_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_comfyui_files_are_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("COMFYUI_DIR", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "data"))
     monkeypatch.setattr(sys, "argv", ["turbowan"])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingsError, match=r"--to DIR"):
-        model_folders.target_folder("vae")
+    own = tmp_path / "data" / "turbowan" / "models" / "vae"
+    assert model_folders.target_folder("vae") == own
     assert model_folders.target_folder("vae", tmp_path) == tmp_path / "vae"
     assert model_folders.find("x.safetensors", "vae") is None
+    own.mkdir(parents=True)
+    (own / "x.safetensors").touch()
+    assert model_folders.find("x.safetensors", "vae") == own / "x.safetensors"
 
 
 def test_older_folder_names_and_extra_paths_are_searched(comfy: Path, tmp_path: Path) -> None:

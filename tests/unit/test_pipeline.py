@@ -18,7 +18,8 @@ from turbowan.turbo_core import checkpoint, rcm, start_image, vae, vae_weights
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError, LatentError, SettingsError
 from turbowan.turbo_core.expert import Expert, NetworkSettings, working_bytes
 from turbowan.turbo_core.model import TurboWan
-from turbowan.turbo_core.pipeline import ModelFiles, Pipeline, Request
+from turbowan.turbo_core.pipeline import ModelFiles, Pipeline
+from turbowan.turbo_core.request import Request
 from turbowan.turbo_core.weight_file import open_weights
 
 pytest.importorskip("transformers")

@@ -109,6 +109,18 @@ def test_unknown_key(tmp_path: Path) -> None:
     assert PromptCache(folder=tmp_path / "none", limit=GENEROUS).get("k") is None
 
 
+def test_an_unreadable_entry_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PromptCache(folder=tmp_path, limit=GENEROUS)
+    cache.put("k", "text", conditioning())
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert cache.get("k") is None
+    assert cache.path("k").exists()
+
+
 @pytest.mark.parametrize("damage", ["torn", "flipped", "zeros", "empty", "other key", "text"])
 def test_a_damaged_entry_is_removed_and_remade(tmp_path: Path, damage: str) -> None:
     cache = PromptCache(folder=tmp_path, limit=GENEROUS)

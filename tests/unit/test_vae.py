@@ -181,6 +181,18 @@ def test_weights_of_a_host_module_stay_its_own(weights) -> None:
     assert torch.equal(out, host.decode(latents(2)))
 
 
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_one_direction_needs_half_of_the_weights(weights, direction: str) -> None:
+    """The other half is not copied to the device."""
+    whole, half = vae_weights.from_tensors(weights), vae_weights.shaped_like(weights)
+    vae_weights.fill(half, weights, direction=direction)
+    used, other = (half.decoder, half.encoder) if direction == "decode" else (half.encoder, half.decoder)
+    assert {parameter.device.type for parameter in other.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in used.parameters()} == {"cpu"}
+    given = latents(2) if direction == "decode" else video(2, (3, 2))
+    assert torch.equal(getattr(half, direction)(given), getattr(whole, direction)(given))
+
+
 def broken(weights: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
     changed = dict(weights)
     for name, tensor in changes.items():

@@ -15,7 +15,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unquantized", action="store_true", help="the 16-bit network, twice as large")
     parser.add_argument("--network-only", action="store_true", help="leave out the text encoder and the VAE")
     parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="a models folder; default: that of the ComfyUI that this pack lies in"
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="a models folder; default: that of the ComfyUI that this pack lies in, else a folder of your own",
     )
     parser.add_argument("--force", action="store_true", help="replace a file of the same name and another content")
     parser.add_argument("--list", action="store_true", help="show the models, their files and which are there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,13 +11,28 @@ from .command import Command
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="checkpoint: .pth, .pt, .ckpt or .safetensors")
+    parser.add_argument(
+        "file", type=Path, help="checkpoint (.pth, .pt, .ckpt, .safetensors), or a video of ours (.mp4)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.file.suffix.lower() == ".mp4":
+        _show_parameters(arguments.file)
+    else:
+        _show_checkpoint(arguments.file)
+
+
+def _show_parameters(path: Path) -> None:
+    from ..video_file import read_comment
+
+    print(json.dumps(read_comment(path), indent=2, ensure_ascii=False))
+
+
+def _show_checkpoint(path: Path) -> None:
     from ..checkpoint import read
 
-    checkpoint = read(arguments.file)
+    checkpoint = read(path)
     config = checkpoint.config
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
@@ -41,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 INSPECT = Command(
     name="inspect",
-    summary="say what model a file holds",
+    summary="say what model a file holds, or how a video was made",
     add_arguments=_add_arguments,
     run=_run,
 )

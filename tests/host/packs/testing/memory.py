@@ -1,8 +1,9 @@
-"""Patchers and VAEs in want of memory, and a report of what is loaded."""
+"""Patchers and VAEs in want of memory, a VAE of another kind, and a report of what is loaded."""
 
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import comfy.model_management
@@ -17,7 +18,9 @@ class TestPatcher:
     """The same MODEL with its patcher's class derived from.
 
     partial: only ``budget`` bytes are loaded, the other modules stream their weights. delegate: the clone that a
-    patcher which says it is dynamic makes without streaming. (The dynamic patcher itself needs a GPU.)
+    patcher which says it is dynamic makes without streaming. (The dynamic patcher itself needs a GPU.) from_file: what
+    is loaded completely is read from the file before, as it is for a GPU; from_changed_file: the file has another time
+    by then.
     """
 
     @classmethod
@@ -25,7 +28,7 @@ class TestPatcher:
         return {
             "required": {
                 "model": ("MODEL",),
-                "kind": (["partial", "delegate"],),
+                "kind": (["partial", "delegate", "from_file", "from_changed_file"],),
                 "budget": ("INT", {"default": 1, "min": 1, "max": 1 << 40}),
             }
         }
@@ -36,8 +39,14 @@ class TestPatcher:
 
     def wrap(self, model: Any, kind: str, budget: int) -> tuple:
         patched = model.clone()
-        patched.__class__ = _partial(type(model), budget) if kind == "partial" else _dynamic(type(model))
-        return (patched if kind == "partial" else patched.clone(disable_dynamic=True),)
+        if kind == "delegate":
+            patched.__class__ = _dynamic(type(model))
+            return (patched.clone(disable_dynamic=True),)
+        if kind == "partial":
+            patched.__class__ = _partial(type(model), budget)
+        else:
+            patched.__class__ = _from_file(type(model), changed=kind == "from_changed_file")
+        return (patched,)
 
 
 def _dynamic(base: type) -> type:
@@ -56,8 +65,19 @@ def _partial(base: type, budget: int) -> type:
     return PartialPatcher
 
 
+def _from_file(base: type, changed: bool) -> type:
+    class FilePatcher(base):
+        def load(self, *args: Any, **options: Any) -> None:
+            if changed:
+                os.utime(self.model.file_weights.file.path)
+            self.model.file_weights.place(self.load_device, leave=self.patches.keys() | self.pinned)
+            return super().load(*args, **options)
+
+    return FilePatcher
+
+
 class TestMemory:
-    """The loaded models by class, with patcher, size and loaded size."""
+    """The loaded models by class, with patcher, size, loaded size and the number of weights read from the file."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -78,6 +98,7 @@ def _describe(patcher: Any) -> dict:
         "patcher": type(patcher).__name__,
         "size": patcher.model_size(),
         "loaded": patcher.loaded_size(),
+        "from_file": len(patcher.model.file_weights._placed) if hasattr(patcher.model, "file_weights") else 0,
     }
 
 
@@ -124,8 +145,34 @@ class TestFullVAE:
         return (full,)
 
 
+class TestImageVAE:
+    """A VAE that is not Wan's: images of noise, at once, of any size."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        size = ("INT", {"default": 64, "min": 1, "max": 1 << 16})
+        return {"required": {"frames": size, "height": size, "width": size, "channels": size}}
+
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "make"
+    CATEGORY = CATEGORY
+
+    def make(self, frames: int, height: int, width: int, channels: int) -> tuple:
+        return (_NoiseVAE((frames, height, width, channels)),)
+
+
+class _NoiseVAE:
+    first_stage_model = None
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return torch.rand(self.shape, generator=torch.Generator().manual_seed(0))
+
+
 def _run_out(*args: Any) -> None:
     raise torch.OutOfMemoryError("Allocation on device")
 
 
-NODES = (TestPatcher, TestMemory, TestFileReads, TestFullVAE)
+NODES = (TestPatcher, TestMemory, TestFileReads, TestFullVAE, TestImageVAE)

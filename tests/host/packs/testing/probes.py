@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+from typing import Any
 
+import av
 import torch
 
 CATEGORY = "testing"
@@ -61,6 +64,25 @@ class TestImageProbe:
 
     def probe(self, image: torch.Tensor) -> dict:
         return report(_statistics(image))
+
+
+class TestVideoProbe:
+    """Class of a VIDEO in memory and hashes of its packets."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"video": ("VIDEO",)}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "probe"
+    OUTPUT_NODE = True
+    CATEGORY = CATEGORY
+
+    def probe(self, video: Any) -> dict:
+        source = video.get_stream_source()
+        with av.open(io.BytesIO(source.getvalue())) as container:
+            packets = [hashlib.sha256(bytes(packet)).hexdigest() for packet in container.demux() if packet.size]
+        return report({"class": type(video).__name__, "packets": packets})
 
 
 class TestConditioningProbe:
@@ -140,6 +162,7 @@ class TestCompareConditionings:
 NODES = (
     TestLatentProbe,
     TestImageProbe,
+    TestVideoProbe,
     TestConditioningProbe,
     TestCompare,
     TestCompareImages,

@@ -1,0 +1,42 @@
+"""The demo model's prompts: its workflow asks for one of them, and its book holds what its text encoder says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import turbowan
+from turbowan.turbo_core import demo_bundle
+from turbowan.turbo_core.prompt_book import open_book
+from turbowan.turbo_core.text_encoder import TextEncoder
+
+ROOT = Path(turbowan.__file__).parent
+PROMPTS = (ROOT / "demo" / "prompts.txt").read_text(encoding="utf-8").splitlines()
+BOOK, ENCODER = (demo_bundle.FOLDER / name for name in (demo_bundle.PROMPTS, demo_bundle.TEXT_ENCODER))
+
+
+def test_prompts_are_told_apart() -> None:
+    assert len(set(PROMPTS)) == len(PROMPTS) > 100
+    assert all(prompt == prompt.strip() for prompt in PROMPTS)
+
+
+def test_the_workflow_asks_for_one_of_them() -> None:
+    graph = json.loads((ROOT / "workflows" / "api" / "TurboWan_Demo.json").read_text())
+    (text,) = (node["inputs"]["text"] for node in graph.values() if node["class_type"] == "TurboPromptCache")
+    assert text in PROMPTS
+
+
+@pytest.mark.skipif(not BOOK.is_file(), reason="the demo bundle has no prompt book")
+def test_the_book_holds_what_the_encoder_says() -> None:
+    """Written by `turbowan prompts demo/bundle/prompts.safetensors --from demo/prompts.txt --encoder …`."""
+    book = open_book(BOOK)
+    assert book.texts == PROMPTS
+    some = PROMPTS[::40]
+    states = TextEncoder.open(ENCODER).encode(some, torch.device("cpu"))
+    for prompt, expected in zip(some, states, strict=True):
+        ((kept, extras),) = book.get(prompt)
+        torch.testing.assert_close(kept, expected)
+        assert extras == {"pooled_output": None}

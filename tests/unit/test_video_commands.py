@@ -1,0 +1,179 @@
+"""``turbowan generate`` and ``batch`` as a user runs them, on tiny random models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_models
+from PIL import Image
+from tiny_models import TinyModels
+
+from turbowan.turbo_core import cli, demo_bundle
+from turbowan.turbo_core.video_file import read_comment
+
+pytest.importorskip("transformers")
+av = pytest.importorskip("av")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MODULE = [sys.executable, "-m", "turbowan"]
+SMALL = ["--size", "64x48", "--frames", "5", "--steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    return tiny_models.write(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def demo(models: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The tiny models as the demo bundle; the working folder."""
+    monkeypatch.setattr(demo_bundle, "FOLDER", models.t2v.parent)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(models: TinyModels) -> list[str]:
+    return ["--model", str(models.t2v), "--vae", str(models.vae), "--text-encoder", str(models.text_encoder)]
+
+
+def shown(path: Path) -> tuple[int, int, int, float]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        count = sum(1 for _ in container.decode(stream))
+        return stream.width, stream.height, count, float(stream.average_rate)
+
+
+def test_generate_as_a_process(models: TinyModels, tmp_path: Path) -> None:
+    command = [*MODULE, "generate", "a red ball", "-o", "red.mp4", *files(models), *SMALL]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("red.mp4: 64x48, 5 frames, in ")
+    for stage in ("text encoder", "sampling", "frames"):
+        assert stage in done.stderr
+    assert "100%" in done.stderr
+    assert shown(tmp_path / "red.mp4") == (64, 48, 5, 16.0)
+
+
+def test_the_demo_model_is_the_default(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "a red ball", *SMALL, "--seed", "5", "--topk", "0.4"]) == 0
+    assert shown(demo / "out.mp4") == (64, 48, 5, 16.0)
+    told = read_comment(demo / "out.mp4")
+    assert told["files"][0] == "TurboWanDemo-T2V-quant.pth"
+    assert (told["prompt"], told["seed"], told["size"], told["sigma_max"]) == ("a red ball", 5, "64x48", 80.0)
+    first = (demo / "out.mp4").read_bytes()
+    assert cli.main(["generate", "a red ball", *SMALL]) == 1
+    assert "out.mp4 must not exist, it does" in capsys.readouterr().err
+    assert cli.main(["generate", "a red ball", *SMALL, "--seed", "5", "--topk", "0.4", "--force"]) == 0
+    assert (demo / "out.mp4").read_bytes() == first
+    capsys.readouterr()
+    assert cli.main(["inspect", "out.mp4"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+
+
+def test_an_image_decides_model_and_shape(demo: Path) -> None:
+    Image.radial_gradient("L").resize((90, 60)).convert("RGB").save(demo / "first.png")
+    assert (
+        cli.main(["generate", "it moves", "-o", "i.mp4", "--image", "first.png", "--frames", "5", "--steps", "3"]) == 0
+    )
+    assert shown(demo / "i.mp4") == (192, 128, 5, 16.0)  # 160·160 pixels at 3:2
+    told = read_comment(demo / "i.mp4")
+    assert told["files"][:2] == ["TurboWanDemo-I2V-high-quant.safetensors", "TurboWanDemo-I2V-low-quant.safetensors"]
+    assert (told["image"], told["sampler"], told["sigma_max"]) == ("first.png", "ode", 200.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "a.avi"], "generate: the output must end in .mp4"),
+        (["-o", "none/a.mp4"], "generate: the folder none must exist"),
+        (["--size", "60x48"], "width and height must be divisible by 16, got 60x48; use 64x48"),
+        (["--image", "none.png"], "image: none.png must exist"),
+        (["--model", "t2v-14b-720p"], "run `turbowan download t2v-14b-720p`"),
+        (["--model", "fast"], "model: must be demo, t2v-1.3b"),
+        (["--device", "tpu"], "device: must be cpu, cuda or cuda:N, got 'tpu'"),
+        (["--device", "cuda:9"], "device: cuda:9 must be there"),
+        (["--attention", "fast"], "attention: must be auto"),
+        (["--precision", "int3"], "precision: must be one of"),
+        (["--seed", "-1"], "seed: must be 0 to"),
+    ],
+)
+def test_refusals_are_one_line_and_leave_nothing(
+    demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(demo / "data"))
+    assert cli.main(["generate", "a red ball", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("turbowan: ")
+    assert error.count("\n") == 1
+    assert list(demo.iterdir()) == []
+
+
+def test_batch_makes_resumes_and_tells(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "a red ball"}, {"prompt": "two circles", "seed": 3}, {"prompt": "bad", "size": "60x48"}]
+    (demo / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main(["batch", "p.jsonl", "-o", "out", *SMALL]) == 3
+    told = [json.loads(line) for line in (demo / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert ["error" in entry for entry in told] == [False, False, True]
+    for entry in told[:2]:
+        video = demo / "out" / entry["file"]
+        assert shown(video) == (64, 48, 5, 16.0)
+        assert hashlib.sha256(video.read_bytes()).hexdigest() == entry["sha256"]
+        assert read_comment(video) == entry["parameters"]
+    (demo / "p.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+    capsys.readouterr()
+    assert cli.main(["batch", "p.jsonl", "-o", "out", *SMALL]) == 0
+    assert "2 videos, 2 of them there already" in capsys.readouterr().out
+    assert len((demo / "out" / "manifest.jsonl").read_text().splitlines()) == 3
+
+
+def test_batch_is_of_one_kind(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (demo / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "image": "none.png"}\n')
+    assert cli.main(["batch", "p.jsonl", "-o", "out"]) == 1
+    assert "must have an image or none" in capsys.readouterr().err
+    (demo / "p.jsonl").write_text('{"prompt": "b", "image": "none.png"}\n')
+    assert cli.main(["batch", "p.jsonl", "-o", "out"]) == 3
+    assert "image: none.png must exist" in json.loads((demo / "out" / "manifest.jsonl").read_text())["error"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_batch_goes_on_after_a_kill(models: TinyModels, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red ball\ntwo circles\na green star\n")
+    slow = ["--size", "96x96", "--frames", "17", "--steps", "1"]
+    command = [*MODULE, "batch", "p.txt", "-o", "out", *files(models), *slow]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    out, manifest = tmp_path / "out", tmp_path / "out" / "manifest.jsonl"
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 100
+    while not (manifest.exists() and manifest.read_text() and list(out.glob(".*.partial"))):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+    assert 1 <= len(before) < 3
+    assert all(shown(path) == (96, 96, 17, 16.0) for path in before)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 videos, 1 of them there already" in done.stdout
+    videos = sorted(out.iterdir())
+    assert [path.name for path in videos if path.suffix != ".mp4"] == ["manifest.jsonl"]
+    assert len(videos) == 4
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in list(before.items())[:1])
+    told = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for entry in told:
+        assert hashlib.sha256((out / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]

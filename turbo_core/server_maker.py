@@ -1,0 +1,171 @@
+"""Videos made by a running ComfyUI: the pack's shipped workflows, with a request's settings, through its queue."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .comfy_client import ComfyClient, Workflow
+from .errors import ServerError, SettingsError
+from .expert import NetworkSettings
+from .model_choice import Choice
+from .parameters import parameters
+from .request import Request
+
+WORKFLOWS = Path(__file__).parents[1] / "workflows" / "api"
+NAMES = {"t2v": "TurboWan_T2V.json", "i2v": "TurboWan_I2V.json"}
+LISTED = 8  # files in a message
+PACK = "Turbo"  # begins the kinds of this pack's nodes
+# kind of node → the stage that its progress is of
+STAGES = {
+    "CLIPTextEncode": "prompt",
+    "TurboImageToVideo": "image",
+    "TurboLoader": "weights",
+    "TurboT2VSampler": "sampling",
+    "TurboI2VSampler": "sampling",
+    "TurboVAEDecodeVideo": "frames",
+}
+FILE_INPUTS = {"TurboLoader": "file", "CLIPLoader": "clip_name", "VAELoader": "vae_name"}
+
+
+class ServerMaker:
+    """Queues one video after another on the ComfyUI at `url`, whose own files are used."""
+
+    def __init__(
+        self, url: str, choice: Choice, settings: NetworkSettings, progress: Callable[[str, int, int], None]
+    ) -> None:
+        self._client = ComfyClient(url)
+        self._choice, self._settings, self._progress = choice, settings, progress
+        self._options: dict[str, list[str]] = {}
+        """Files that the server offers, by kind of loader."""
+
+    def check(self, request: Request) -> None:
+        """Raise where the server lacks nodes or files for the request."""
+        request.check("server")
+        if request.family == "t2v" and request.chosen_sampler != "sde":
+            raise SettingsError(
+                f"sampler: TurboT2VSampler on the server samples with sde, got {request.sampler!r}; leave it out"
+            )
+        for kind in {node["class_type"] for node in _shipped(request).values()}:
+            self._check_node(kind)
+        for kind, name in self._files():
+            self._offered(kind, name)
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Nothing: the server keeps what it has loaded."""
+
+    def make(self, request: Request, output: Path) -> None:
+        self.check(request)
+        workflow = self.workflow(request)
+
+        def report(node: str, done: int, total: int) -> None:
+            stage = STAGES.get(workflow.get(node, {}).get("class_type", ""))
+            if stage is not None:
+                self._progress(stage, done, total)
+
+        outputs = self._client.run(workflow, report)
+        file = next(_videos(outputs), None)
+        if file is None:
+            raise ServerError("server: the workflow must leave an MP4, it left none; look at the server's log")
+        self._client.download(file, output, lambda done, total: self._progress("download", done, total))
+
+    def workflow(self, request: Request) -> Workflow:
+        """The shipped workflow with the request's settings; uploads its image."""
+        workflow = copy.deepcopy(_shipped(request))
+        own = self._inputs(request)
+        for node in workflow.values():
+            node["inputs"] |= own.get(node["class_type"], {})
+        for node, file in zip(_loaders(workflow), self._choice.networks, strict=True):
+            workflow[node]["inputs"]["file"] = self._offered("TurboLoader", file)
+        return workflow
+
+    def _inputs(self, request: Request) -> dict[str, dict[str, Any]]:
+        """What the request sets, by kind of node."""
+        told = parameters(request, self._choice, self._settings)
+        size = {"width": request.size[0], "height": request.size[1], "length": request.frames}
+        sampling = {name: told[name] for name in ("seed", "steps", "sigma_max", "noise")}
+        inputs = {
+            "TurboLoader": {name: told[name] for name in ("attention", "topk", "precision")},
+            "CLIPLoader": {"clip_name": self._offered("CLIPLoader", self._choice.text_encoder)},
+            "VAELoader": {"vae_name": self._offered("VAELoader", self._choice.vae)},
+            "CLIPTextEncode": {"text": _literal(request.prompt)},
+            "EmptyHunyuanLatentVideo": size,
+            "TurboT2VSampler": sampling,
+            "TurboImageToVideo": size | {"resolution": "custom"},
+            "TurboI2VSampler": sampling | {"sampler": told["sampler"], "boundary": request.boundary},
+        }
+        if request.image is not None:
+            inputs["LoadImage"] = {"image": self._client.upload_image(request.image)}
+        return inputs
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        for name in self._choice.networks:
+            yield "TurboLoader", name
+        yield "CLIPLoader", self._choice.text_encoder
+        yield "VAELoader", self._choice.vae
+
+    def _check_node(self, kind: str) -> dict[str, Any]:
+        node = self._client.node(kind)
+        if node is None:
+            remedy = "install TurboWan in its custom_nodes" if kind.startswith(PACK) else "update it to 0.8.0 or newer"
+            raise ServerError(
+                f"server: {self._client.url} must have the node {kind}, it has not; {remedy}, and restart it"
+            )
+        return node
+
+    def _offered(self, kind: str, name: str) -> str:
+        """The server's own name of a file; it may lie in a subfolder there."""
+        if kind not in self._options:
+            self._options[kind] = _options(self._check_node(kind), FILE_INPUTS[kind])
+        offered = self._options[kind]
+        wanted = Path(name).name if Path(name).is_absolute() else name
+        found = [option for option in offered if option.replace("\\", "/") == wanted]
+        found = found or [o for o in offered if PurePosixPath(o.replace("\\", "/")).name == wanted]
+        if not found:
+            release = self._choice.release
+            remedy = f"run `{release.command()}` there, or " if release else ""
+            raise ServerError(
+                f"server: {self._client.url} must have the file {wanted} for {kind}, it has "
+                f"{', '.join(offered[:LISTED]) or 'none'}; {remedy}name another with --model, --low, --vae …"
+            )
+        return found[0]
+
+
+def _shipped(request: Request) -> Workflow:
+    path = WORKFLOWS / NAMES[request.family]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"server: {path} must be there, this installation came without it; clone the repository"
+        ) from error
+
+
+def _loaders(workflow: Workflow) -> list[str]:
+    """The nodes that load networks, the high-noise expert's first."""
+    sampler = next(node for node in workflow.values() if node["class_type"] in ("TurboT2VSampler", "TurboI2VSampler"))
+    links = sampler["inputs"]
+    return [links["model"][0]] if "model" in links else [links["model_high"][0], links["model_low"][0]]
+
+
+def _options(node: dict[str, Any], name: str) -> list[str]:
+    """What a node's menu offers, in either form that ComfyUI has for it."""
+    inputs = node["input"]
+    kind, *rest = (inputs.get("required", {}) | inputs.get("optional", {}))[name]
+    return list(kind if isinstance(kind, list) else (rest[0].get("options", []) if rest else []))
+
+
+def _literal(prompt: str) -> str:
+    """The prompt as ComfyUI takes it without reading weights into its parentheses."""
+    return prompt.replace("(", "\\(").replace(")", "\\)")
+
+
+def _videos(outputs: dict[str, Any]) -> Iterator[dict[str, str]]:
+    for node in outputs.values():
+        for entries in node.values():
+            for entry in entries if isinstance(entries, list) else ():
+                if isinstance(entry, dict) and str(entry.get("filename", "")).lower().endswith(".mp4"):
+                    yield entry
