@@ -47,7 +47,7 @@ def stage_seconds(marks: Sequence[Mark], classes: Mapping[str, str]) -> dict[str
 def _node_seconds(name: str, at: float, until: float, reports: Sequence[Report]) -> dict[str, float]:
     if name not in COMPILING:
         return {name: until - at}
-    *before, work = _series(reports) or [[]]
+    *before, work = _series(reports if name == SAMPLER else _told_once(reports)) or [[]]
     compiling = sum(series[-1].at - series[0].at for series in before)
     seconds = {f"{name} compile": compiling} if before else {}
     if name != SAMPLER:
@@ -57,6 +57,16 @@ def _node_seconds(name: str, at: float, until: float, reports: Sequence[Report])
         seconds[f"{name} step {report.value}"] = report.at - at
         at = report.at
     return seconds | {f"{name} end": until - at}
+
+
+def _told_once(reports: Sequence[Report]) -> list[Report]:
+    """Without an end that is told again, as by a node that decodes in one thread and encodes in another."""
+    pairs = zip([None, *reports], reports, strict=False)
+    return [
+        report
+        for before, report in pairs
+        if before is None or (before.value, before.total) != (report.value, report.total)
+    ]
 
 
 def _series(reports: Sequence[Report]) -> list[list[Report]]:

@@ -25,6 +25,7 @@ TITLES = {
     "ratio": "top-k ratio",
 }
 CLIFF = "#c8452e"
+LABEL_ROOM = 0.08  # of an axis
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
             if point["cliffs"]:
                 upper.plot([place], [point["ms"] / 1000], "o", markersize=11, fillstyle="none", color=CLIFF)
         upper.set_title(TITLES[axis], loc="left", color=INK, fontsize=10)
-        lower.set_xticks(where, [point["label"] for point in points], rotation=45, ha="right", fontsize=8)
+        labels = _apart(where, [point["label"] for point in points])
+        lower.set_xticks(where, labels, rotation=45, ha="right", fontsize=8)
         for panel in (upper, lower):
             _clean(panel)
     grid[0, 0].set_ylabel("seconds", color=INK)
@@ -77,6 +79,17 @@ def draw(found: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor=PAPER)
     pyplot.close(figure)
+
+
+def _apart(where: list[float], labels: list[str]) -> list[str]:
+    """The labels, empty where the last one shown stands too near."""
+    shown: list[str] = []
+    last = -float("inf")
+    for place, label in zip(where, labels, strict=True):
+        room = place - last >= LABEL_ROOM * (where[-1] - where[0])
+        shown.append(label if room else "")
+        last = place if room else last
+    return shown
 
 
 def _line(panel, where: list[float], values: list[float], label: str) -> None:

@@ -31,7 +31,6 @@ from ._patcher import make_patcher
 log = logging.getLogger("turbowan")
 
 FOLDER = "diffusion_models"
-CONVERSION_BYTES = 2**30  # on the GPU while a file's precision is changed: a few fp32 copies of one layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     chosen = attention.resolve(settings.attention, settings.topk, source.config, device, manual_dtype or dtype)
     at_precision.check(source, settings.precision, device, manual_dtype or dtype)
     if at_precision.converts(source, settings.precision):
-        comfy.model_management.free_memory(CONVERSION_BYTES, device)
+        comfy.model_management.free_memory(at_precision.CONVERSION_BYTES, device)
     weights = at_precision.at_precision(source, settings.precision, device, _progress())
     supported = TurboWanSupported(weights.config)
     supported.set_inference_dtype(dtype, manual_dtype)

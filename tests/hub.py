@@ -25,6 +25,7 @@ class Hub:
         no_checksum: files that are reported without one.
         pieces: how many bytes each further request for content gets before its connection breaks; then all.
         broken_for_good: content requests after the pieces get none at all.
+        whole_only: answers with the whole file whatever range is asked for, as some proxies do.
         stalls_after: every content request waits for the end of the test after so many bytes.
         ranges: where each request for content began.
     """
@@ -35,6 +36,7 @@ class Hub:
     no_checksum: set[tuple[str, str]] = field(default_factory=set)
     pieces: list[int] = field(default_factory=list)
     broken_for_good: bool = False
+    whole_only: bool = False
     stalls_after: int | None = None
     ranges: list[int] = field(default_factory=list)
 
@@ -100,13 +102,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused(repository):
             return
         content = self.hub.files[repository, path]
-        asked = RANGE.match(self.headers.get("Range", ""))
+        asked = None if self.hub.whole_only else RANGE.match(self.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
         self.hub.ranges.append(start)
         broken = bool(self.hub.pieces) or self.hub.broken_for_good
         length = self.hub.pieces.pop(0) if self.hub.pieces else 0
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Connection", "close")
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()

@@ -20,6 +20,7 @@ log = logging.getLogger("turbowan")
 
 PRECISIONS = ("auto", "exact", "int8", "channelwise", "fp8", "bf16")
 DEQUANTIZED = torch.bfloat16
+CONVERSION_BYTES = 2**30  # on the GPU while weights are computed anew: a few fp32 copies of one layer
 PUBLISHED_ROWS = 128  # tokens that share an activation scale in TurboDiffusion's own kernels
 _ROW_CODES = {"channelwise": torch.int8, "fp8": torch.float8_e4m3fn}  # with a scale per output channel
 
@@ -57,7 +58,7 @@ def check(source: Checkpoint, precision: str, device: torch.device, dtype: torch
 
 
 def converts(source: Checkpoint, precision: str) -> bool:
-    """Whether the file's weights have to be computed anew, for which `device` needs some memory."""
+    """Whether the file's weights have to be computed anew, which takes CONVERSION_BYTES."""
     return precision in (*_ROW_CODES, "bf16" if source.config.quantized else "int8")
 
 

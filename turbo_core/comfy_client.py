@@ -163,12 +163,22 @@ class ComfyClient:
         return ask()
 
     def _outputs(self, prompt_id: str) -> dict[str, Any]:
-        entry = self._json(f"/history/{prompt_id}")[prompt_id]
+        entry = self._history(prompt_id)
         status = entry.get("status", {})
         if status.get("status_str") == "error":
-            messages = [data.get("exception_message", kind) for kind, data in status.get("messages", []) if "e" in kind]
-            raise ServerError(f"server: the prompt failed: {messages[-1] if messages else 'see its log'}")
+            for kind, data in status.get("messages", []):
+                _tell({"type": kind, "data": data}, lambda *_: None)
+            raise ServerError(f"server: {self.url} must make the video, the prompt failed there; look at its log")
         return entry["outputs"]
+
+    def _history(self, prompt_id: str) -> dict[str, Any]:
+        """Of a prompt that has ended: the server tells so a moment before it writes the history."""
+        deadline = time.monotonic() + TIMEOUT
+        while prompt_id not in (history := self._json(f"/history/{prompt_id}")):
+            if time.monotonic() > deadline:
+                raise ServerError(f"server: {self.url} must keep a history of its prompts, this one is not in it")
+            time.sleep(0.05)
+        return history[prompt_id]
 
     def _connect(self) -> Any:
         import websocket

@@ -179,8 +179,8 @@ def _missing(choice: Choice, missing: list[tuple[Folder, str]], models_dir: Path
     if choice.name == DEMO:
         names = ", ".join(Path(name).name for _, name in missing)
         return (
-            f"model: the demo model must lie in {demo_bundle.FOLDER}, {names} is not there; clone the repository, "
-            "which carries it, or choose a released model with --model"
+            f"model: the demo model must lie in {demo_bundle.FOLDER}, {names} is not there; take a copy of the "
+            "repository that has it, or choose a released model with --model"
         )
     names = ", ".join(f"{folder}/{name}" for folder, name in missing)
     places = {str(place) for folder, _ in missing for place in search_folders(folder, models_dir)}

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import checkpoint, rcm, start_image, vae_weights
+from . import at_precision, checkpoint, rcm, start_image, vae_weights
 from .checkpoint import Checkpoint
 from .config import LATENT_CHANNELS, Family
 from .errors import CheckpointError, ConditioningError, SettingsError
@@ -208,11 +208,15 @@ class Pipeline:
 
     def _bring(self, slot: str, shape: torch.Size) -> Expert:
         """An expert ready for a latent of `shape`; on a GPU the other one leaves if they do not fit together."""
+        on_gpu, source = self.device.type == "cuda", self._sources[slot]
         if slot not in self._experts:
-            source, reporter = self._sources[slot], self._reporter("weights")
+            converts = at_precision.converts(source, self.settings.precision)
+            if on_gpu and converts and free_bytes(self.device) < at_precision.CONVERSION_BYTES:
+                self.release()
+            reporter = self._reporter("weights")
             self._experts[slot] = Expert(source, self.settings, self.device, self.dtype, reporter)
         expert = self._experts[slot]
-        if self.device.type == "cuda":
+        if on_gpu:
             tokens = shape[2:].numel() // expert.network.config.patch_volume
             needed = working_bytes(expert.network.config, tokens)
             if expert.here and free_bytes(self.device) < needed:

@@ -23,6 +23,9 @@ from .umt5_file import Stored, UMT5File, UMT5Shape, read
 LENGTH = 512
 MAX_DISTANCE = 128  # from which on relative positions share a bucket
 EPS = 1e-6
+TOKENS_AT_ONCE = (
+    4096  # of several prompts: 1.5 GiB of attention scores in umT5-XXL if they are long, 0.4 if they are not
+)
 
 Progress = Callable[[int, int], None]
 """Called with (blocks done, blocks in all)."""
@@ -67,45 +70,49 @@ class TextEncoder:
         progress: Progress | None = None,
         interrupted: Callable[[], None] | None = None,
     ) -> list[Tensor]:
-        """Conditioning of each prompt on the CPU, in one walk through the weights.
+        """Conditioning of each prompt on the CPU, many of them in one walk through the weights.
 
         Args:
             interrupted: called before each block; raises to cancel.
         """
-        if not prompts:
-            return []
         tokens = [self.tokens(prompt) for prompt in prompts]
+        groups = _groups([len(row) for row in tokens])
+        self._network.to(device)  # norms and position biases: 24 MB in umT5-XXL
+        states: list[Tensor] = []
+        total = len(groups) * self.shape.num_layers
+        for number, group in enumerate(groups):
+
+            def report(done: int, first: int = number * self.shape.num_layers) -> None:
+                if progress is not None:
+                    progress(first + done, total)
+
+            with self._watched(report, interrupted or (lambda: None)):
+                states += self._encode(tokens[group], device)
+        return states
+
+    def _encode(self, tokens: list[list[int]], device: torch.device) -> list[Tensor]:
         longest = max(map(len, tokens))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
         embedded = self._embedding.rows(ids, torch.float32).to(device)
-        self._bring_small_tensors_to(device)
-        with self._watched(progress, interrupted):
-            states = self._network(inputs_embeds=embedded, attention_mask=mask.to(device)).last_hidden_state
-        states = states.cpu()
+        states = self._network(inputs_embeds=embedded, attention_mask=mask.to(device)).last_hidden_state.cpu()
         if not torch.isfinite(states[mask.bool()]).all():
             raise CheckpointError(
                 "text encoder: its states must be finite, got NaN or infinity; the file is damaged: download it again"
             )
         return [_padded(row[: len(own)]) for row, own in zip(states, tokens, strict=True)]
 
-    def _bring_small_tensors_to(self, device: torch.device) -> None:
-        """Norms and position biases: 24 MB in umT5-XXL."""
-        self._network.to(device)
-
     @contextmanager
-    def _watched(self, progress: Progress | None, interrupted: Callable[[], None] | None) -> Iterator[None]:
-        blocks = list(self._network.block)
+    def _watched(self, done: Callable[[int], None], interrupted: Callable[[], None]) -> Iterator[None]:
+        """Calls around each block."""
         handles = []
-        for index, block in enumerate(blocks):
+        for index, block in enumerate(self._network.block, 1):
 
             def before(*_: object) -> None:
-                if interrupted is not None:
-                    interrupted()
+                interrupted()
 
-            def after(*_: object, done: int = index + 1) -> None:
-                if progress is not None:
-                    progress(done, len(blocks))
+            def after(*_: object, index: int = index) -> None:
+                done(index)
 
             handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
         try:
@@ -164,6 +171,18 @@ def _config(shape: UMT5Shape) -> object:
         use_cache=False,
         attn_implementation="eager",
     )
+
+
+def _groups(lengths: Sequence[int]) -> list[slice]:
+    """Neighbours that are encoded together, padded to the longest of them: TOKENS_AT_ONCE in all at most."""
+    groups: list[slice] = []
+    first, longest = 0, 0
+    for index, length in enumerate(lengths):
+        longest = max(longest, length)
+        if index > first and longest * (index + 1 - first) > TOKENS_AT_ONCE:
+            groups.append(slice(first, index))
+            first, longest = index, length
+    return [*groups, slice(first, len(lengths))] if lengths else []
 
 
 def _padded(states: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def read(path: str | os.PathLike[str]) -> UMT5File:
     tokenizer = tensors.pop(TOKENIZER, None)
     scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith(SCALES)}
     shape = recognise(tensors, where)
-    expected = dict(_expected(shape))
+    expected = dict(expected_tensors(shape))
     _check(tensors, expected, shape, where)
     if tokenizer is None or tokenizer.dtype != torch.uint8:
         raise CheckpointError(
@@ -149,7 +149,8 @@ def recognise(tensors: Mapping[str, Tensor], where: str) -> UMT5Shape:
     )
 
 
-def _expected(shape: UMT5Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+def expected_tensors(shape: UMT5Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes."""
     dim, inner = shape.dim, shape.num_heads * shape.head_dim
     yield "shared.weight", (shape.vocabulary, dim)
     for index in range(shape.num_layers):

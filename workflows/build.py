@@ -204,13 +204,13 @@ def video(corner: tuple[int, int], prefix: str) -> Graph:
     return {
         "decode": Node(
             "TurboVAEDecodeVideo",
-            (x, y, 260, 130),
+            (x, y, 310, 130),
             {"fps": 16.0, "crf": 23},
             {"samples": ("sampler", 0), "vae": ("vae", 0)},
         ),
         "save": Node(
             "SaveVideo",
-            (x + 300, y, 420, 420),
+            (x + 350, y, 370, 420),
             {"filename_prefix": prefix, "format": "auto", "codec": "auto"},
             {"video": ("decode", 0)},
         ),

@@ -20,7 +20,7 @@ KERNEL_FILES = (
     "sla",
     "text_attention",
 )
-HOPPER_FILES = ("block_int8_gluon",)
+HOPPER_FILES = ("block_int8_gluon", "sla_gluon", "text_attention_gluon")
 # Lengths divisible by 16 and not, tails of blocks, one token, several samples, which begin at any address.
 SHAPES = [(1, 640), (1, 1), (1, 257), (2, 1000), (3, 129), (2, 1001), (1, 4096)]
 

@@ -35,7 +35,7 @@ from turbowan.benchmarks.ceilings import KNOWN, Ceilings
 from turbowan.benchmarks.report import Report, ReportError, Row
 from turbowan.benchmarks.request import Request, parse_size, size_argument, size_text
 from turbowan.benchmarks.timing import Timing
-from turbowan.turbo_core import cli, vae, vae_weights
+from turbowan.turbo_core import cli, vae, vae_layers, vae_weights
 from turbowan.turbo_core.attention import AttentionSettings
 from turbowan.turbo_core.commands import bench
 from turbowan.turbo_core.config import WanConfig
@@ -77,6 +77,13 @@ def test_a_block_has_the_counted_flops_in_its_products() -> None:
     assert mine + cross_k_v == block
 
 
+@pytest.fixture
+def plain_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts no FLOPs of oneDNN's own operator."""
+    monkeypatch.setattr(vae_layers, "_torch_avoids_onednn", lambda _: False)
+
+
+@pytest.mark.usefixtures("plain_convolutions")
 @pytest.mark.parametrize(("part", "latent_frames"), [("decoder", 21), ("encoder", 21)])
 def test_the_vae_has_the_counted_flops(part: str, latent_frames: int) -> None:
     net = vae_weights.from_tensors(random_vae.tensors(8, dtype=torch.float32))
@@ -92,6 +99,7 @@ def test_the_vae_has_the_counted_flops(part: str, latent_frames: int) -> None:
     assert convolutions < sum(item.bf16 for item in work) < 1.02 * convolutions
 
 
+@pytest.mark.usefixtures("plain_convolutions")
 def test_a_start_image_has_the_counted_flops() -> None:
     net = vae_weights.from_tensors(random_vae.tensors(8, dtype=torch.float32))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -292,6 +300,17 @@ class TestStages:
             "TurboT2VSampler end": 0.25,
             "total": walked + steps + 0.25,
         }
+
+    def test_an_end_that_a_decoder_tells_twice_is_one(self) -> None:
+        found = self.seconds(
+            (0.0, "execution_start", None, None),
+            (1.0, "executing", "8", None),
+            (2.0, "progress", "8", (40, 162)),
+            (3.0, "progress", "8", (162, 162)),
+            (3.5, "progress", "8", (162, 162)),
+            (4.0, "execution_success", None, None),
+        )
+        assert found == {"TurboVAEDecodeVideo": 3.0, "total": 4.0}
 
     def test_a_decode_compiles_too(self) -> None:
         assert self.seconds(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import turbowan
+from turbowan.demo.vocabulary import HELD_OUT, TRAINED, caption
 from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.prompt_book import open_book
 from turbowan.turbo_core.text_encoder import TextEncoder
@@ -18,9 +19,10 @@ PROMPTS = (ROOT / "demo" / "prompts.txt").read_text(encoding="utf-8").splitlines
 BOOK, ENCODER = (demo_bundle.FOLDER / name for name in (demo_bundle.PROMPTS, demo_bundle.TEXT_ENCODER))
 
 
-def test_prompts_are_told_apart() -> None:
-    assert len(set(PROMPTS)) == len(PROMPTS) > 100
-    assert all(prompt == prompt.strip() for prompt in PROMPTS)
+def test_every_triple_has_its_prompt() -> None:
+    """Those that the demo model was not trained on as well."""
+    assert len(set(PROMPTS)) == len(PROMPTS)
+    assert set(PROMPTS) == {caption(triple) for triple in (*TRAINED, *HELD_OUT)}
 
 
 def test_the_workflow_asks_for_one_of_them() -> None:

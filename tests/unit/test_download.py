@@ -89,6 +89,15 @@ def test_a_broken_run_is_taken_up_by_the_next(hub: Hub, tmp_path: Path) -> None:
     assert everything(tmp_path) == {f"{NETWORK.folder}/{NETWORK.name}"}
 
 
+def test_a_proxy_that_knows_no_ranges_starts_again(hub: Hub, tmp_path: Path) -> None:
+    hub.pieces, hub.broken_for_good = [100_000], True
+    with pytest.raises(DownloadError):
+        fetch(hub, tmp_path, [NETWORK])
+    hub.broken_for_good, hub.whole_only = False, True
+    fetch(hub, tmp_path, [NETWORK])
+    assert everything(tmp_path) == {f"{NETWORK.folder}/{NETWORK.name}"}
+
+
 def test_a_new_version_does_not_go_on_with_the_old_ones_piece(hub: Hub, tmp_path: Path) -> None:
     hub.pieces, hub.broken_for_good = [100_000], True
     with pytest.raises(DownloadError):

@@ -32,7 +32,7 @@ def test_without_a_name_the_demo_model(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (Path(text.network).name, text.low) == ("TurboWanDemo-T2V-quant.pth", None)
     assert Path(image.network).name == "TurboWanDemo-I2V-high-quant.safetensors"
     assert Path(image.low).name == "TurboWanDemo-I2V-low-quant.safetensors"
-    with pytest.raises(SettingsError, match="the demo model must lie in .*clone the repository"):
+    with pytest.raises(SettingsError, match="the demo model must lie in .*take a copy of the repository"):
         locate(text, None)
     for name in ("TurboWanDemo-T2V-quant.pth", "turbowan_demo_vae.safetensors", "turbowan_demo_umt5.safetensors"):
         (tmp_path / name).touch()

@@ -52,3 +52,21 @@ def test_refusals(
     assert error.startswith("turbowan: prompts: ")
     assert message in error
     assert {path.name for path in tmp_path.iterdir()} == {"umt5.safetensors"}
+
+
+def test_the_usual_encoder_is_found(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    out = tmp_path / "book.safetensors"
+    place = tmp_path / "models" / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+    place.parent.mkdir(parents=True)
+    encoder.rename(place)
+    assert cli.main(["prompts", str(out), "a ball"]) == 0
+    assert open_book(out).texts == ["a ball"]
+
+
+def test_no_encoder_names_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    assert cli.main(["prompts", str(tmp_path / "book.safetensors"), "a ball"]) == 1
+    assert "`turbowan download t2v-1.3b`" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tolerances import SAME_MATHS_FP32, relative_error
 from torch import Tensor
 
+from turbowan.turbo_core import text_encoder
 from turbowan.turbo_core.errors import CheckpointError, UnsupportedModelError
 from turbowan.turbo_core.text_encoder import LENGTH, TextEncoder
 
@@ -116,6 +117,21 @@ def test_prompts_encoded_together_are_those_encoded_alone(path: Path) -> None:
         assert states.shape == (1, LENGTH, 64)
         assert relative_error(states, encoder.encode([prompt], CPU)[0]) < SAME_MATHS_FP32
     assert encoder.encode([], CPU) == []
+
+
+def test_more_prompts_than_fit_at_once_take_several_walks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder.open(path)
+    prompts = ["a red ball", "two purple circles over a dark background", "a", "b", "a green star " * 9]
+    alone = [encoder.encode([prompt], CPU)[0] for prompt in prompts]
+    monkeypatch.setattr(text_encoder, "TOKENS_AT_ONCE", 48)
+    told: list[tuple[int, int]] = []
+    groups = text_encoder._groups([len(encoder.tokens(prompt)) for prompt in prompts])
+    assert len(groups) > 2
+    for own, states in zip(
+        alone, encoder.encode(prompts, CPU, progress=lambda done, total: told.append((done, total))), strict=True
+    ):
+        assert relative_error(states, own) < SAME_MATHS_FP32
+    assert told == [(done, 2 * len(groups)) for done in range(1, 2 * len(groups) + 1)]
 
 
 def test_a_long_prompt_keeps_its_tokens(path: Path) -> None:

@@ -24,6 +24,7 @@ av = pytest.importorskip("av")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODULE = [sys.executable, "-m", "turbowan"]
+PROMPTS = ["a red ball", "two circles", "a green star", "a blue square", "it spins"]
 SMALL = ["--size", "64x48", "--frames", "5", "--steps", "1"]
 
 
@@ -149,8 +150,8 @@ def test_batch_is_of_one_kind(demo: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_batch_goes_on_after_a_kill(models: TinyModels, tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("a red ball\ntwo circles\na green star\n")
-    slow = ["--size", "96x96", "--frames", "17", "--steps", "1"]
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    slow = ["--size", "96x96", "--frames", "33", "--steps", "1"]
     command = [*MODULE, "batch", "p.txt", "-o", "out", *files(models), *slow]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     out, manifest = tmp_path / "out", tmp_path / "out" / "manifest.jsonl"
@@ -162,18 +163,21 @@ def test_batch_goes_on_after_a_kill(models: TinyModels, tmp_path: Path) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    complete = manifest.read_bytes().count(b"\n")
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
-    assert 1 <= len(before) < 3
-    assert all(shown(path) == (96, 96, 17, 16.0) for path in before)
+    assert 1 <= complete <= len(before) < len(PROMPTS)
+    assert all(shown(path) == (96, 96, 33, 16.0) for path in before)
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "3 videos, 1 of them there already" in done.stdout
+    assert f"{len(PROMPTS)} videos, {complete} of them there already" in done.stdout
     videos = sorted(out.iterdir())
     assert [path.name for path in videos if path.suffix != ".mp4"] == ["manifest.jsonl"]
-    assert len(videos) == 4
-    assert all(path.stat().st_mtime_ns == time_ for path, time_ in list(before.items())[:1])
     told = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert [entry["prompt"] for entry in told] == PROMPTS
+    assert len(videos) == len(PROMPTS) + 1
+    for entry in told[:complete]:
+        assert (out / entry["file"]).stat().st_mtime_ns == before[out / entry["file"]]
     for entry in told:
         assert hashlib.sha256((out / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]

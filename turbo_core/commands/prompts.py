@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..catalogue import TEXT_ENCODER, command_for
 from .command import Command
 
 
@@ -12,7 +13,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="the prompt book to write, .safetensors")
     parser.add_argument("text", nargs="*", help="a prompt")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="a text file, a prompt a line")
-    parser.add_argument("--encoder", type=Path, required=True, help="the text encoder's file, as ComfyUI loads it")
+    parser.add_argument(
+        "--encoder", type=Path, help=f"the text encoder's file (default: {TEXT_ENCODER.name} in the models folder)"
+    )
     parser.add_argument("--device", default="cpu", help="where to encode, as cuda (default: cpu)")
     parser.add_argument("--force", action="store_true", help="overwrite the output if it exists")
 
@@ -35,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise SettingsError(
             f"prompts: {arguments.output} must not exist, it does; choose another name, or overwrite it with --force"
         )
-    encoder = TextEncoder.open(arguments.encoder)
+    encoder = TextEncoder.open(arguments.encoder or _usual_encoder())
     with tqdm(desc=f"encoding {len(texts)} prompts", unit="block", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -46,6 +49,19 @@ def _run(arguments: argparse.Namespace) -> None:
     book = {text: [[one, {"pooled_output": None}]] for text, one in zip(texts, states, strict=True)}
     write_book(arguments.output, book)
     print(f"{arguments.output}: {len(book)} prompts, {arguments.output.stat().st_size / 1e6:.1f} MB")
+
+
+def _usual_encoder() -> Path:
+    from ..errors import SettingsError
+    from ..model_folders import find
+
+    found = find(TEXT_ENCODER.name, TEXT_ENCODER.folder)
+    if found is None:
+        raise SettingsError(
+            f"prompts: the text encoder must be there, {TEXT_ENCODER.name} is not; name another file with --encoder, "
+            f"or run `{command_for(TEXT_ENCODER.name)}`"
+        )
+    return found
 
 
 PROMPTS = Command(
