@@ -25,10 +25,10 @@ from turbowan.demo.dataset import FRAMES
 from turbowan.demo.detector import detect
 from turbowan.demo.pictures import Shown, contact_sheet
 from turbowan.demo.vocabulary import HELD_OUT, TRAINED, Triple, caption
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.expert import NetworkSettings
 from turbowan.turbo_core.pipeline import ModelFiles, Pipeline, Request
 
-BUNDLE = Path(__file__).parent / "bundle"
 SIDE = 160
 SHOWN = 10  # videos in the picture
 COLUMNS = 9
@@ -52,11 +52,11 @@ class Score:
 
 def files(bundle: Path, *, i2v: bool) -> ModelFiles:
     """The bundle's files, by their names."""
-    vae, text_encoder = bundle / "turbowan_demo_vae.safetensors", bundle / "turbowan_demo_umt5.safetensors"
+    vae, text_encoder = bundle / demo_bundle.VAE, bundle / demo_bundle.TEXT_ENCODER
     if i2v:
-        high, low = (bundle / f"turbowan_demo_i2v_{expert}.safetensors" for expert in ("high", "low"))
+        high, low = bundle / demo_bundle.I2V_HIGH, bundle / demo_bundle.I2V_LOW
         return ModelFiles(network=high, low=low, vae=vae, text_encoder=text_encoder)
-    return ModelFiles(network=bundle / "turbowan_demo_t2v-quant.pth", vae=vae, text_encoder=text_encoder)
+    return ModelFiles(network=bundle / demo_bundle.T2V, vae=vae, text_encoder=text_encoder)
 
 
 def evaluate(
@@ -123,7 +123,7 @@ def _video(pipeline: Pipeline, request: Request, text: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="folder with the model's files")
+    parser.add_argument("--bundle", type=Path, default=demo_bundle.FOLDER, help="folder with the model's files")
     parser.add_argument("--i2v", action="store_true", help="the image-to-video pair")
     parser.add_argument("--steps", default="4,2,1", help="numbers of steps")
     parser.add_argument("--videos", type=int, default=200, help="of each number of steps")

@@ -23,6 +23,7 @@ from turbowan.demo.differentiable import Prompts, Velocity
 from turbowan.demo.export_dit import export
 from turbowan.demo.regression import recorded
 from turbowan.demo.stage import Settings
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.config import I2V_CHANNELS, LATENT_CHANNELS
 from turbowan.turbo_core.vae import latent_size
 
@@ -78,20 +79,19 @@ def train(
 
     train_dit.train(of("full"), replace(course, start=start, previews=0), material)
     distil.train(of("t2v"), replace(student, start=files["full"], previews=0))
-    written = {"t2v": output / "turbowan_demo_t2v-quant.pth"}
+    written = {"t2v": output / demo_bundle.T2V}
     export(files["t2v"], written["t2v"])
     if shares["i2v"]:
         train_dit.train_pair(of("i2v"), replace(course, start=files["full"], previews=0), material)
-        for expert in ("high", "low"):
-            state = files["i2v"].with_name(f"i2v_{expert}.safetensors")
-            written[expert] = output / f"turbowan_demo_i2v_{expert}.safetensors"
-            export(state, written[expert], expert)
+        for expert, name in (("high", demo_bundle.I2V_HIGH), ("low", demo_bundle.I2V_LOW)):
+            written[expert] = output / name
+            export(files["i2v"].with_name(f"i2v_{expert}.safetensors"), written[expert], expert)
     print(f"{time.monotonic() - began:.1f} s until all files are written", file=sys.stderr, flush=True)
     size = {"side": course.side, "frames": course.frames, "topk": course.topk}
     for models, steps in ((["t2v"], 4), (["high", "low"], 4), (["t2v"], 2)):
         chosen = [written[name] for name in models if name in written]
         if chosen:
-            picture = output / f"{models[0]}_{steps}_steps.png"
+            picture = settings.state.with_name(f"{models[0]}_{steps}_steps.png")
             check(chosen, material.vae, material.encoder, steps, course.previews, **size, picture=picture)
 
 

@@ -35,6 +35,7 @@ from turbowan.demo.regression import recorded
 from turbowan.demo.stage import Settings, Stage, add_arguments
 from turbowan.demo.text_encoder import D_MODEL
 from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.config import I2V_CHANNELS, T2V_CHANNELS
 from turbowan.turbo_core.model import TurboWan
 from turbowan.turbo_core.rcm import BOUNDARY_I2V, SIGMA_MAX_I2V, SIGMA_MAX_T2V
@@ -42,7 +43,7 @@ from turbowan.turbo_core.text_encoder import TextEncoder
 from turbowan.turbo_core.vae import WanVAE
 from turbowan.turbo_core.vae_weights import from_tensors
 
-VAE = Path(__file__).parent / "bundle" / "turbowan_demo_vae.safetensors"
+VAE = demo_bundle.FOLDER / demo_bundle.VAE
 NOTHING = 0.1  # share of empty prompts
 UNIFORM = 0.15  # share of times that are uniform
 
@@ -127,7 +128,6 @@ class Material:
 def gather(settings: Settings, course: Course) -> Material:
     """Read VAE and text encoder, and make the clips."""
     device = torch.device(settings.device)
-    torch.backends.cudnn.benchmark = device.type == "cuda"
     vae = from_tensors(load_file(course.vae), device=device, dtype=torch.float32)
     encoder = TextEncoder.open(course.text_encoder)
     began = time.monotonic()
