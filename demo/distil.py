@@ -38,11 +38,14 @@ from turbowan.turbo_core.vae_weights import from_tensors
 SIGMA_MAX = rcm.SIGMA_MAX_T2V
 NODES = rcm.MAX_STEPS  # times at which the student is asked
 WAYS = (0, 1, 0, 2, 0, 3)  # node from which a round's teacher starts, in turns; 0 is noise, to others the student leads
+ROUNDS_OF_BATCH = 4  # that a training batch is drawn from
 FIRST_COUNTS = 3  # times that a pair from noise alone counts: it is the hardest to learn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
+    """What the distillation is about."""
+
     start: Path
     side: int = 160
     frames: int = dataset.FRAMES
@@ -79,12 +82,12 @@ class Pool:
             self._next = (self._next + 1) % self.size
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A batch drawn from one round after another, so that its clips are few rounds' and its times all."""
-        rounds = torch.randint(len(self._pairs), (4,), generator=generator).tolist()
+        """A batch of equal parts of some rounds."""
+        rounds = torch.randint(len(self._pairs), (ROUNDS_OF_BATCH,), generator=generator).tolist()
         parts = []
         for number in rounds:
             entry = self._pairs[number]
-            index = torch.randint(len(entry[0]), (count // 4,), generator=generator).to(entry[0].device)
+            index = torch.randint(len(entry[0]), (count // ROUNDS_OF_BATCH,), generator=generator).to(entry[0].device)
             parts.append([tensor[index] for tensor in entry])
         x, t, states, target = (torch.cat(column) for column in zip(*parts, strict=True))
         return x, t, states, target

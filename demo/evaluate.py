@@ -17,12 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from turbowan.demo.clips import draw, draw_scenes
 from turbowan.demo.dataset import FRAMES
 from turbowan.demo.detector import detect
+from turbowan.demo.first_frame import first_frame
 from turbowan.demo.pictures import Shown, contact_sheet
 from turbowan.demo.vocabulary import HELD_OUT, TRAINED, Triple, caption
 from turbowan.turbo_core import demo_bundle
@@ -78,7 +77,7 @@ def evaluate(
             image = None
             if pipeline.family == "i2v":
                 image = Path(folder) / f"{seed}.png"
-                _first_frame(triple, seed, side, frames).save(image)
+                first_frame(triple, seed, frames=frames, height=side, width=side).save(image)
             request = Request(prompt=text, size=(side, side), frames=frames, seed=seed, steps=steps, image=image)
             video = _video(pipeline, request, encoded[text])
             finding = detect(video[None])[0]
@@ -104,14 +103,6 @@ def evaluate(
         motion=right["motion"],
         seconds=round(time.monotonic() - began, 1),
     )
-
-
-def _first_frame(triple: Triple, seed: int, side: int, frames: int) -> Image.Image:
-    """Of a drawn clip of the triple."""
-    generator = torch.Generator().manual_seed(seed)
-    scenes = draw_scenes([triple], frames=frames, height=side, width=side, generator=generator)
-    frame = draw(scenes, height=side, width=side)[0, :, 0]
-    return Image.fromarray(((frame + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
 def _video(pipeline: Pipeline, request: Request, text: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from tolerances import SAME_MATHS_FP32, relative_error
 from turbowan.demo import dataset, distil, initial, muon, paths, text_encoder, train_dit, vae_network
 from turbowan.demo.differentiable import PROMPT_TOKENS, Prompts, Velocity, trainable
 from turbowan.demo.export_dit import export
+from turbowan.demo.regression import recorded, regression
 from turbowan.demo.stage import Settings
 from turbowan.demo.vocabulary import TRAINED
 from turbowan.turbo_core.attention import AttentionSettings
@@ -67,6 +68,28 @@ def test_every_parameter_gets_a_gradient(model, generator):
     x, t = torch.randn(1, 16, 7, 12, 10, generator=generator), torch.tensor([0.8])
     Velocity(model, dtype=torch.float32, topk=0.3)(x, t, Prompts(states(generator, 1))).square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.gpu
+def test_a_recording_gives_loss_and_gradients_of_what_it_is_called_with(model, generator):
+    device = torch.device("cuda")
+    velocity = Velocity(trainable(model).to(device), dtype=torch.float32, topk=0.3)
+
+    def inputs() -> tuple[torch.Tensor, ...]:
+        x, target = torch.randn(2, 2, 16, 7, 12, 10, generator=generator).to(device)
+        return x, torch.rand(2, generator=generator).to(device), states(generator, 2).to(device), target
+
+    recording = recorded(velocity, inputs())
+    for _ in range(2):
+        called = inputs()
+        wanted = regression(velocity, *called)
+        gradients = torch.autograd.grad(wanted, list(model.parameters()))
+        model.zero_grad()
+        loss = recording(*called)
+        loss.backward()
+        assert relative_error(loss, wanted) < SAME_MATHS_FP32
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            assert relative_error(parameter.grad, gradient) < 1e-3  # cuBLAS may choose otherwise in a capture
 
 
 @torch.no_grad()
