@@ -1,8 +1,8 @@
 """The finished transformers on held-out triples, many clips at once: what `evaluate` does, in seconds on a GPU.
 
-    python -m turbowan.demo.check_dit demo/bundle/TurboWanDemo-T2V-quant.pth
-    python -m turbowan.demo.check_dit demo/bundle/TurboWanDemo-I2V-high-quant.safetensors \\
-        --low demo/bundle/TurboWanDemo-I2V-low-quant.safetensors
+    python -m turbowan.demo.check_dit demo/bundle/diffusion_models/TurboWanDemo-T2V-quant.pth
+    python -m turbowan.demo.check_dit demo/bundle/diffusion_models/TurboWanDemo-I2V-high-quant.safetensors \\
+        --low demo/bundle/diffusion_models/TurboWanDemo-I2V-low-quant.safetensors
 
 The weights are those of the files, dequantized; activations are not quantized.
 """

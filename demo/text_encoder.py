@@ -4,7 +4,7 @@ Its weights are random and stay so. Embeddings of random directions tell words a
 vocabulary of this size, and what they mean is for the video model's text embedding to learn; attention and FFN add
 less to a token than it brings, so that a word's neighbours tint it without hiding it.
 
-    python -m turbowan.demo.text_encoder          writes demo/bundle/turbowan_demo_umt5.safetensors
+    python -m turbowan.demo.text_encoder          writes demo/bundle/text_encoders/turbowan_demo_umt5.safetensors
 """
 
 from __future__ import annotations
