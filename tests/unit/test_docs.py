@@ -77,6 +77,12 @@ def test_named_files_and_modules_exist(page: Path) -> None:
         assert any((folder / path).exists() for folder in (ROOT, page.parent)), f"{name(page)} names {path}"
 
 
+def test_every_benchmark_is_in_its_page() -> None:
+    page = text(ROOT / "docs" / "benchmarks.md")
+    runnable = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in text(path)]
+    assert [stem for stem in runnable if f"turbowan.benchmarks.{stem}" not in page] == []
+
+
 def test_every_page_for_users_is_linked_from_the_readme() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(text(ROOT / "README.md"))}
     assert set(ROOT.glob("docs/*.md")) <= linked
