@@ -27,7 +27,7 @@ PAGES = sorted(
 )
 FOR_USERS = [page for page in PAGES if page.name != "CHANGELOG.md"]
 PICTURE_BYTES = 150_000
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\[[^\]]*\]\(|<img src=\")([^)\s\"]+)[)\"]")
 ENCODER_AND_VAE = 6.7 + 0.25  # GB, as the page of sizes says
 
 
