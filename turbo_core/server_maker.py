@@ -91,7 +91,7 @@ class ServerMaker:
             "TurboLoader": {name: told[name] for name in ("attention", "topk", "precision")},
             "CLIPLoader": {"clip_name": self._offered("CLIPLoader", self._choice.text_encoder)},
             "VAELoader": {"vae_name": self._offered("VAELoader", self._choice.vae)},
-            "CLIPTextEncode": {"text": _literal(request.prompt)},
+            "CLIPTextEncode": {"text": literal(request.prompt)},
             "EmptyHunyuanLatentVideo": size,
             "TurboT2VSampler": sampling,
             "TurboImageToVideo": size | {"resolution": "custom"},
@@ -158,7 +158,7 @@ def _options(node: dict[str, Any], name: str) -> list[str]:
     return list(kind if isinstance(kind, list) else (rest[0].get("options", []) if rest else []))
 
 
-def _literal(prompt: str) -> str:
+def literal(prompt: str) -> str:
     """The prompt as ComfyUI takes it without reading weights into its parentheses."""
     return prompt.replace("(", "\\(").replace(")", "\\)")
 
