@@ -204,13 +204,13 @@ def video(corner: tuple[int, int], prefix: str) -> Graph:
     return {
         "decode": Node(
             "TurboVAEDecodeVideo",
-            (x, y, 310, 130),
+            (x, y, 370, 130),
             {"fps": 16.0, "crf": 23},
             {"samples": ("sampler", 0), "vae": ("vae", 0)},
         ),
         "save": Node(
             "SaveVideo",
-            (x + 350, y, 370, 420),
+            (x, y + 190, 370, 420),
             {"filename_prefix": prefix, "format": "auto", "codec": "auto"},
             {"video": ("decode", 0)},
         ),

@@ -13,9 +13,10 @@ async function main(page) {
   const workflows = {};
   for (const [name, graph] of Object.entries(config.workflows)) workflows[name] = await open(page, name, graph);
   const help = await helpPages(page, config.help);
+  const doctor = await askDoctor(page);
   const templates = await browseTemplates(page);
   const chinese = await inChinese(page, config.chinese);
-  console.log(JSON.stringify({ workflows, help, templates, chinese, served, errors }));
+  console.log(JSON.stringify({ workflows, help, doctor, templates, chinese, served, errors }));
 }
 
 async function open(page, name, graph) {
@@ -59,6 +60,22 @@ async function helpPages(page, names) {
     await page.keyboard.press("Escape");
   }
   return shown;
+}
+
+// TurboDoctor run from the frontend: the node's size and the text on it.
+async function askDoctor(page) {
+  await page.evaluate(() => {
+    const app = window.app;
+    app.graph.clear();
+    app.graph.add(window.LiteGraph.createNode("TurboDoctor"));
+    app.queuePrompt(0);
+  });
+  const text = () => window.app.graph.nodes[0].widgets?.map((widget) => String(widget.value)).join("\n") ?? "";
+  await page.waitForFunction(`(${text})().includes("TurboWan doctor:")`);
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.waitForTimeout(800);
+  await page.screenshot({ path: path.join(config.shots, "doctor.png") });
+  return { text: await page.evaluate(text), size: await page.evaluate(() => [...window.app.graph.nodes[0].size]) };
 }
 
 async function browseTemplates(page) {

@@ -73,6 +73,13 @@ def test_help_page_is_shown(seen: dict[str, Any], page: Path) -> None:
     assert plain[:40] in seen["help"][page.stem]
 
 
+def test_the_doctors_report_has_room(seen: dict[str, Any]) -> None:
+    report, (width, height) = seen["doctor"]["text"], seen["doctor"]["size"]
+    assert "ComfyUI uses cpu" in report
+    assert width >= 700
+    assert height >= 500
+
+
 def test_a_node_speaks_chinese(seen: dict[str, Any]) -> None:
     words = json.loads((REPO / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))[CHINESE]
     page = (REPO / "web" / "docs" / CHINESE / "zh.md").read_text(encoding="utf-8")

@@ -68,6 +68,15 @@ def test_relative_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{name(page)} links {link}"
 
 
+@pytest.mark.parametrize("page", FOR_USERS, ids=name)
+def test_named_files_and_modules_exist(page: Path) -> None:
+    """`turbo_core/rcm.py` and `python -m turbowan.demo.distil`; capitals, as in NAME, stand for any."""
+    files = re.findall(r"`((?:[a-z_]+/)+[\w.]+\.(?:py|cjs|md|json|png|txt))`", text(page))
+    modules = [module.replace(".", "/") + ".py" for module in re.findall(r"-m turbowan\.([\w.]*\w)", text(page))]
+    for path in (path for path in (*files, *modules) if not re.search(r"\b[A-Z]{4,}", path)):
+        assert any((folder / path).exists() for folder in (ROOT, page.parent)), f"{name(page)} names {path}"
+
+
 def test_every_page_for_users_is_linked_from_the_readme() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(text(ROOT / "README.md"))}
     assert set(ROOT.glob("docs/*.md")) <= linked
