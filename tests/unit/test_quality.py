@@ -144,6 +144,22 @@ class TestVideos:
             assert "not cuda" in bench.refusal(option)
 
 
+@pytest.mark.gpu
+def test_a_gpu_serves_every_option_and_its_reference(bench: Bench) -> None:
+    """The reference refuses blocks of another number of calls, as they would be if compiling had been recorded."""
+    on_gpu = Bench(bench.files, bench._unquantized.network, torch.device("cuda"), SIZE)
+    on_gpu.prepare(range(1))
+    for option in options():
+        reason = on_gpu.refusal(option)
+        if reason is not None:
+            assert option.precision == "fp8", reason
+            continue
+        video = on_gpu.measure(option, 0)
+        assert video.numeric_db > 15, option
+        if option.sparse and option.topk < 0.3:
+            assert video.numeric_db > video.full_db, option
+
+
 class TestReferenceWeights:
     def test_they_are_the_bundles_dequantized(self, bundle: Path, bench: Bench) -> None:
         written = checkpoint.read(bundle / "unquantized.safetensors")
