@@ -27,7 +27,7 @@ from torch import Tensor
 from turbowan.benchmarks import quality_data, suite
 from turbowan.benchmarks.block_sets import forced_blocks, recorded_blocks
 from turbowan.benchmarks.quality_data import EQUAL_DB, Study, Subject, Video
-from turbowan.benchmarks.quality_options import AXES, Option, options
+from turbowan.benchmarks.quality_options import AXES, DEFAULT, Option, options
 from turbowan.benchmarks.request import Size, size_argument, size_text
 from turbowan.demo.detector import detect
 from turbowan.demo.export_vae import averaged
@@ -225,9 +225,9 @@ def draw(bench: Bench, study: Study, axes: tuple[str, ...], number: int, file: P
             shown.append(Shown(caption=option.name, clip=made[option]))
         if not shown:
             continue
-        full = clip(bench.full(AXES[axis][0], number))
-        title = f"{caption(triple_of(number))}: all blocks in fp32"
-        contact_sheet([Shown(caption=title, clip=full), *shown], COLUMNS).save(picture(file, axis), optimize=True)
+        title = f"{caption(triple_of(number))}: all blocks in fp32, {DEFAULT.steps} steps"
+        shown.insert(0, Shown(caption=title, clip=clip(bench.full(DEFAULT, number))))
+        contact_sheet(shown, COLUMNS).save(picture(file, axis), optimize=True)
 
 
 def picture(file: Path, axis: str) -> Path:
@@ -235,12 +235,13 @@ def picture(file: Path, axis: str) -> Path:
 
 
 def subject(files: ModelFiles, unquantized: Path, device: torch.device, size: Size, *, trained: bool) -> Subject:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    on_gpu = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if on_gpu else f"CPU, threads: {torch.get_num_threads()}"
     used = {path.name: path for path in (files.network, files.vae, files.text_encoder)}
     if trained:
         used["the training's weights"] = unquantized
     digits = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS] for name, path in used.items()}
-    return Subject(device=name, versions=suite.versions(), size=size_text(size), model=digits)
+    return Subject(device=processor, versions=suite.versions(), size=size_text(size), model=digits)
 
 
 def arguments() -> argparse.Namespace:
@@ -253,7 +254,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shown", type=int, default=0, help="number of the video in the pictures")
     parser.add_argument("--bundle", type=Path, default=demo_bundle.FOLDER, help="folder with the model's files")
     parser.add_argument("--state", type=Path, help="the training's file that the bundle was exported from")
-    parser.add_argument("--device", type=torch.device, default=default_device())
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=default_device().type)
     given = parser.parse_args()
     given.axes = tuple(given.axes.split(","))
     if unknown := set(given.axes) - set(AXES):
@@ -267,15 +268,16 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    device = torch.device(given.device)
     torch.backends.cudnn.allow_tf32 = False  # for the fp32 references; bf16 has no use for it
     try:
         files = bundle_files(given.bundle)
         with tempfile.TemporaryDirectory() as folder:
             unquantized = write_unquantized(files, given.state, Path(folder) / "unquantized.safetensors")
             trained = given.state is not None
-            measured = subject(files, unquantized, given.device, given.size, trained=trained)
+            measured = subject(files, unquantized, device, given.size, trained=trained)
             study = quality_data.resumed(given.file, measured, datetime.date.today().isoformat())
-            bench = Bench(files, unquantized, given.device, given.size, trained=trained)
+            bench = Bench(files, unquantized, device, given.size, trained=trained)
             bench.prepare(range(max(given.videos, given.shown + 1)))
             wanted = options(given.axes)
             study = run(bench, study, given.file, wanted, given.videos, given.minutes)
