@@ -1,5 +1,6 @@
 # make demo        two videos by the demo model that the repository carries, in demo-videos/
 # make test        lint, unit and kernel tests, then the pack in a real ComfyUI and its frontend where they are found
+# make pictures    the shipped workflows in ComfyUI's frontend, to docs/pictures
 # make test-hosts  the host tests on every tested ComfyUI version (TURBOWAN_HOSTS, comma-separated checkouts)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
 DEMO_VIDEOS ?= demo-videos
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: demo test lint unit hosts browser test-hosts format clean
+.PHONY: demo test lint unit hosts browser pictures test-hosts format clean
 
 # Needs no GPU; a second run only makes the videos.
 demo: $(STANDALONE)
@@ -54,6 +55,9 @@ hosts: $(READY)
 browser: $(READY)
 	apt-get update -qq && apt-get install -y -qq chromium
 	$(VENV)/bin/python tests/browser/make_browser.py
+
+pictures: $(READY)
+	COMFYUI_DIR="$(COMFYUI_DIR)" PYTHONPATH=tests $(VENV)/bin/python -m browser.pictures
 
 test-hosts: $(READY)
 	COMFYUI_DIR="$(COMFYUI_DIR)" TURBOWAN_HOSTS="$(TURBOWAN_HOSTS)" $(VENV)/bin/python tests/host/make_venv.py

@@ -238,10 +238,11 @@ def _launch(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> None:
 
         attend_gluon(inputs, out, out_scale, BOUND_RANGE[q.dtype])
     else:
-        _launch_plain(inputs, out, out_scale)
+        launch_plain(inputs, out, out_scale)
 
 
-def _launch_plain(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> None:
+def launch_plain(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> None:
+    """This module's kernel into `out`, whatever the GPU: 16-bit, or int8 with its `out_scale`."""
     q, v, blocks, keys = inputs.q, inputs.v, inputs.blocks, inputs.keys
     q8, k8 = inputs.q_codes, keys.codes
     k = k8.codes if k8 else inputs.k

@@ -209,10 +209,10 @@ def _launch(
 
         text_attention_gluon(q, k, v, eps, repeats, squares, out, out_scale)
     else:
-        _launch_plain(q, k, v, eps, repeats, squares, out, out_scale)
+        launch_plain(q, k, v, eps, repeats, squares, out, out_scale)
 
 
-def _launch_plain(
+def launch_plain(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -222,6 +222,7 @@ def _launch_plain(
     out: Tensor,
     out_scale: Tensor | None,
 ) -> None:
+    """This module's kernel into `out`, whatever the GPU: 16-bit, or int8 with its `out_scale`."""
     batch, length, heads, dim = q.shape
     keys, width = k.shape[1], heads * dim
     q, k, v = (x.view(-1, width) for x in (q, k, v))

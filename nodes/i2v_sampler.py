@@ -49,7 +49,9 @@ class TurboI2VSampler(io.ComfyNode):
                 ),
                 noise_input(),
             ],
-            outputs=[io.Latent.Output(tooltip="The video as a latent, for TurboVAEDecode or VAEDecode.")],
+            outputs=[
+                io.Latent.Output(tooltip="The video as a latent, for TurboVAEDecodeVideo, TurboVAEDecode or VAEDecode.")
+            ],
         )
 
     @classmethod

@@ -31,7 +31,9 @@ class TurboT2VSampler(io.ComfyNode):
                 sigma_max_input(80.0, "80 for text to video."),
                 noise_input(),
             ],
-            outputs=[io.Latent.Output(tooltip="The video as a latent, for TurboVAEDecode or VAEDecode.")],
+            outputs=[
+                io.Latent.Output(tooltip="The video as a latent, for TurboVAEDecodeVideo, TurboVAEDecode or VAEDecode.")
+            ],
         )
 
     @classmethod

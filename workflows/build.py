@@ -171,8 +171,8 @@ def demo() -> Graph:
             },
             title="Note",
         ),
-        "model": Node("TurboLoader", (0, 0, 420, 150), loader(demo_bundle.T2V)),
-        "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": demo_bundle.VAE}),
+        "model": Node("TurboLoader", (0, 0, 420, 150), loader(demo_bundle.T2V.name)),
+        "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": demo_bundle.VAE.name}),
         "text": Node(
             "TurboPromptCache",
             (460, 0, 420, 200),
@@ -204,13 +204,13 @@ def video(corner: tuple[int, int], prefix: str) -> Graph:
     return {
         "decode": Node(
             "TurboVAEDecodeVideo",
-            (x, y, 260, 130),
+            (x, y, 370, 130),
             {"fps": 16.0, "crf": 23},
             {"samples": ("sampler", 0), "vae": ("vae", 0)},
         ),
         "save": Node(
             "SaveVideo",
-            (x + 300, y, 420, 420),
+            (x, y + 190, 370, 420),
             {"filename_prefix": prefix, "format": "auto", "codec": "auto"},
             {"video": ("decode", 0)},
         ),

@@ -1,49 +1,28 @@
 // Drives the real ComfyUI frontend: opens each workflow, exports it, looks at templates and help; prints JSON.
 // usage: node drive.cjs CONFIG.json   with {playwright, chromium, url, workflows: {name: graph}, shots, help}
 
-const fs = require("node:fs");
 const path = require("node:path");
+const { config, withPage, ready, load, openHelp, run } = require("./browser.cjs");
 
-const config = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
-const { chromium } = require(config.playwright);
-const FLAGS = [
-  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-  "--disable-component-update", "--disable-sync",
-];
-const TIMEOUT = 60_000;
-
-async function main() {
-  const browser = await chromium.launch({ executablePath: config.chromium, headless: true, args: FLAGS });
-  try {
-    const page = await browser.newPage({ viewport: { width: 2200, height: 1200 } });
-    page.setDefaultTimeout(TIMEOUT);
-    const errors = [];
-    const served = [];
-    page.on("response", (response) => response.ok() && served.push(new URL(response.url()).pathname));
-    page.on("pageerror", (error) => errors.push(String(error)));
-    await ready(page);
-    const workflows = {};
-    for (const [name, graph] of Object.entries(config.workflows)) workflows[name] = await open(page, name, graph);
-    const help = await helpPages(page, config.help);
-    const templates = await browseTemplates(page);
-    const chinese = await inChinese(page, config.chinese);
-    console.log(JSON.stringify({ workflows, help, templates, chinese, served, errors }));
-  } finally {
-    await browser.close();
-  }
-}
-
-async function ready(page) {
-  await page.goto(config.url, { waitUntil: "domcontentloaded" });
-  await page.waitForFunction(() => window.app?.graph && window.app.extensionManager?.command);
-  await page.waitForTimeout(2000);
+async function main(page) {
+  const errors = [];
+  const served = [];
+  page.on("response", (response) => response.ok() && served.push(new URL(response.url()).pathname));
+  page.on("pageerror", (error) => errors.push(String(error)));
+  await ready(page);
+  const workflows = {};
+  for (const [name, graph] of Object.entries(config.workflows)) workflows[name] = await open(page, name, graph);
+  const help = await helpPages(page, config.help);
+  const doctor = await askDoctor(page);
+  const templates = await browseTemplates(page);
+  const chinese = await inChinese(page, config.chinese);
+  console.log(JSON.stringify({ workflows, help, doctor, templates, chinese, served, errors }));
 }
 
 async function open(page, name, graph) {
-  const result = await page.evaluate(async (graph) => {
+  await load(page, graph);
+  const result = await page.evaluate(async () => {
     const app = window.app;
-    await app.loadGraphData(graph, true, true);
-    await new Promise((done) => setTimeout(done, 1000));
     const registered = window.LiteGraph.registered_node_types;
     const { output } = await app.graphToPrompt();
     return {
@@ -53,7 +32,7 @@ async function open(page, name, graph) {
       red: app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
       dialogs: [...document.querySelectorAll('[role="dialog"]')].map((dialog) => dialog.innerText.slice(0, 400)),
     };
-  }, graph);
+  });
   await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
   await page.waitForTimeout(800);
   await page.screenshot({ path: path.join(config.shots, `${name}.png`) });
@@ -64,23 +43,28 @@ async function open(page, name, graph) {
 async function helpPages(page, names) {
   const shown = {};
   for (const node of names) {
-    await page.evaluate((type) => {
-      const app = window.app;
-      app.graph.clear();
-      const node = window.LiteGraph.createNode(type);
-      app.graph.add(node);
-      app.canvas.selectNode(node);
-      app.canvas.setDirty(true, true);
-    }, node);
-    await page.waitForTimeout(400);
-    const button = page.locator('[data-testid="info-button"], button:has(.icon-\\[lucide--info\\])').first();
-    await button.click({ timeout: 10_000 });
-    await page.waitForTimeout(1200);
+    await openHelp(page, node);
     shown[node] = await page.evaluate(() => document.body.innerText);
     if (node === names[0]) await page.screenshot({ path: path.join(config.shots, `help of ${node}.png`) });
     await page.keyboard.press("Escape");
   }
   return shown;
+}
+
+// TurboDoctor run from the frontend: the node's size and the text on it.
+async function askDoctor(page) {
+  await page.evaluate(() => {
+    const app = window.app;
+    app.graph.clear();
+    app.graph.add(window.LiteGraph.createNode("TurboDoctor"));
+    app.queuePrompt(0);
+  });
+  const text = () => window.app.graph.nodes[0].widgets?.map((widget) => String(widget.value)).join("\n") ?? "";
+  await page.waitForFunction(`(${text})().includes("TurboWan doctor:")`);
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.waitForTimeout(800);
+  await page.screenshot({ path: path.join(config.shots, "doctor.png") });
+  return { text: await page.evaluate(text), size: await page.evaluate(() => [...window.app.graph.nodes[0].size]) };
 }
 
 async function browseTemplates(page) {
@@ -105,7 +89,4 @@ async function inChinese(page, node) {
   return { ...shown, help };
 }
 
-main().catch((error) => {
-  console.error(error);
-  process.exit(1);
-});
+run(() => withPage({ viewport: { width: 2200, height: 1200 } }, main));

@@ -16,14 +16,14 @@ from tolerances import SAME_MATHS_FP32, relative_error
 from torch import Tensor
 from vae_reference import latents, video
 
-from turbowan.turbo_core import vae, vae_weights
+from turbowan.turbo_core import demo_bundle, vae, vae_weights
 
 pytestmark = pytest.mark.host
 
 FRAMES = (1, 2, 3, 5)
 SIDES = (3, 5)
 WIDTH = 8
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "bundle" / "turbowan_demo_vae.safetensors"
+DEMO = demo_bundle.FOLDER / demo_bundle.VAE
 _IN_HOST = """
 import sys
 arguments = sys.argv[1:]

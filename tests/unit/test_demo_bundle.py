@@ -1,17 +1,15 @@
 """The finished files of the demo: what they are, and that what comes back from the VAE is what went in."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 
 from turbowan.demo.check_vae import round_trips
 from turbowan.demo.vocabulary import Triple
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.vae_weights import from_tensors
 
-BUNDLE = Path(__file__).resolve().parents[2] / "demo" / "bundle"
-VAE = BUNDLE / "turbowan_demo_vae.safetensors"
+VAE = demo_bundle.FOLDER / demo_bundle.VAE
 SHOWN = {  # and frames: a bounce takes up to 26
     Triple("red", "ball", "bounce right"): 33,
     Triple("cyan", "star", "up"): 17,
@@ -25,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_bundle_is_small_and_cc0():
-    assert sum(path.stat().st_size for path in BUNDLE.iterdir()) <= 20e6
+    assert sum(path.stat().st_size for path in demo_bundle.FOLDER.rglob("*") if path.is_file()) <= 20e6
     with safe_open(VAE, "pt") as file:
         assert file.metadata()["license"] == "CC0-1.0"
 

@@ -285,6 +285,21 @@ def test_kernels_that_should_run_and_do_not(on_a_gpu: Callable[..., list[Finding
     assert "none runs on cuda:0: Triton is not installed" in found.said
 
 
+@pytest.mark.gpu
+def test_on_a_real_gpu() -> None:
+    """Every probe answers in its time, and Triton's kernels run."""
+    findings = report.examine(Surroundings(device="cuda:0"))
+    told = report.as_text(findings)
+    assert "could not be examined" not in told
+    assert "no answer within" not in told
+    by_topic = {topic: [f for f in findings if f.topic == topic] for topic in ("torch", "gpu", "driver", "kernels")}
+    assert "CUDA" in by_topic["torch"][0].said
+    assert any("cuda:0" in finding.said and "GiB" in finding.said for finding in by_topic["gpu"])
+    assert all(finding.level != "error" for finding in findings), told
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert "run on cuda:0" in by_topic["kernels"][0].said, told
+
+
 # The system.
 
 
@@ -448,8 +463,9 @@ def test_the_demo_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert only(files.demo(NOWHERE)).level == "ok"  # not part of the installation
     (tmp_path / "bundle").mkdir()
     assert only(files.demo(NOWHERE)).level == "warn"
-    for name in demo_bundle.FILES:
-        (tmp_path / "bundle" / name).touch()
+    for file in demo_bundle.FILES:
+        (tmp_path / "bundle" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "bundle" / file).touch()
     assert "is complete" in only(files.demo(NOWHERE)).said
 
 

@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 @pytest.fixture
 def demo(models: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The tiny models as the demo bundle; the working folder."""
-    monkeypatch.setattr(demo_bundle, "FOLDER", models.t2v.parent)
+    monkeypatch.setattr(demo_bundle, "FOLDER", models.t2v.parents[1])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

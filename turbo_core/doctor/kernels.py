@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ...kernels.dispatch import Kernel
 
-# torch → the Triton made for it, as triton-windows lists them
+# torch → the Triton made for it, as triton-windows lists them, and from 2.11 on as torch itself asks for it on Linux
 TRITON_FOR_TORCH = {
     (2, 4): (3, 1),
     (2, 5): (3, 1),
@@ -30,6 +30,10 @@ TRITON_FOR_TORCH = {
     (2, 8): (3, 4),
     (2, 9): (3, 5),
     (2, 10): (3, 6),
+    (2, 11): (3, 6),
+    (2, 12): (3, 7),
+    (2, 13): (3, 7),
+    (2, 14): (3, 8),
 }
 OTHER_GPU = ("is not a Hopper GPU", "is below", "has no fp8")  # parts of reasons that nothing is wrong with
 COMPILERS = ("gcc", "clang")
