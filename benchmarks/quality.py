@@ -29,6 +29,7 @@ from turbowan.benchmarks.block_sets import forced_blocks, recorded_blocks
 from turbowan.benchmarks.quality_data import EQUAL_DB, Study, Subject, Video
 from turbowan.benchmarks.quality_options import AXES, DEFAULT, Option, options
 from turbowan.benchmarks.request import Size, size_argument, size_text
+from turbowan.demo import evaluate
 from turbowan.demo.detector import detect
 from turbowan.demo.export_vae import averaged
 from turbowan.demo.pictures import Shown, contact_sheet
@@ -51,15 +52,15 @@ def bundle_files(bundle: Path) -> ModelFiles:
     Raises:
         QualityError: if one is missing.
     """
-    names = (demo_bundle.T2V, demo_bundle.VAE, demo_bundle.TEXT_ENCODER)
-    missing = [name for name in names if not (bundle / name).is_file()]
+    files = evaluate.files(bundle, i2v=False)
+    missing = [path for path in (files.network, files.vae, files.text_encoder) if not path.is_file()]
     if missing:
+        names = ", ".join(str(path.relative_to(bundle)) for path in missing)
         raise quality_data.QualityError(
-            f"quality: the demo model must lie in {bundle}, {', '.join(missing)} is not there; make it as "
-            "demo/README.md says, or give its folder with --bundle"
+            f"quality: the demo model must lie in {bundle}, {names} is not there; make it as demo/README.md says, or "
+            "give its folder with --bundle"
         )
-    network, vae, text_encoder = (bundle / name for name in names)
-    return ModelFiles(network=network, vae=vae, text_encoder=text_encoder)
+    return files
 
 
 def write_unquantized(files: ModelFiles, state: Path | None, path: Path) -> Path:
