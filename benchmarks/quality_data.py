@@ -179,7 +179,7 @@ def _decibels(value: float) -> str:
 
 
 def page(study: Study, pictures: dict[str, str]) -> str:
-    """The study as a page of the docs: a table for each axis, and under it its picture where there is one."""
+    """The study as a page of the docs: a table for each axis with two options or more, and its picture."""
     versions = ", ".join(f"{name} {version}" for name, version in study.subject.versions.items())
     files = ", ".join(f"{name} (SHA-256 {digits}…)" for name, digits in study.subject.model.items())
     parts = [
@@ -189,7 +189,7 @@ def page(study: Study, pictures: dict[str, str]) -> str:
         f"{study.subject.device}, {versions}, {study.date}. Size {study.subject.size}. {files}.",
     ]
     for axis, options in AXES.items():
-        if any(study.of(option) is not None for option in options):
+        if sum(study.of(option) is not None for option in options) > 1:
             parts += [f"## By {axis}", table(study, options)]
             if axis in pictures:
                 parts.append(f"![One row an option, the same caption and seed, by {axis}]({pictures[axis]})")
