@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import ServerError, SettingsError
+from .errors import ServerError, ServerGoneError, SettingsError
 from .video_file import partial_name
 
 Workflow = dict[str, dict[str, Any]]
@@ -158,7 +158,7 @@ class ComfyClient:
         for _ in range(CONNECTIONS - 1):
             try:
                 return ask()
-            except _UnreachableError:
+            except ServerGoneError:
                 time.sleep(1)
         return ask()
 
@@ -216,9 +216,9 @@ class ComfyClient:
         except (urllib.error.URLError, OSError) as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: Exception) -> _UnreachableError:
+    def _unreachable(self, error: Exception) -> ServerGoneError:
         reason = getattr(error, "reason", error)
-        return _UnreachableError(
+        return ServerGoneError(
             f"server: a ComfyUI must answer at {self.url}, there is none ({reason}); start it, or correct --server"
         )
 
@@ -233,10 +233,6 @@ def _tell(event: dict[str, Any], progress: NodeProgress) -> bool:
     elif kind == "execution_interrupted":
         raise ServerError("server: somebody cancelled the prompt; run it again")
     return kind == "execution_success"
-
-
-class _UnreachableError(ServerError):
-    """Nobody answers."""
 
 
 class _RefusedError(ServerError):
