@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -24,7 +25,4 @@ def _load_package(root: Path) -> None:
 if __name__ == "__main__":
     if not __package__:
         _load_package(Path(__file__).resolve().parent)
-        __package__ = PACKAGE
-    from .turbo_core.cli import main
-
-    sys.exit(main())
+    sys.exit(importlib.import_module(f"{__package__ or PACKAGE}.turbo_core.cli").main())

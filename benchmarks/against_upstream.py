@@ -15,8 +15,6 @@ import argparse
 import dataclasses
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from turbowan.benchmarks import floors, synthetic
+from turbowan.benchmarks.block_sets import forced_blocks
 from turbowan.benchmarks.dit_step import relative_error
 from turbowan.benchmarks.request import size_argument, size_text
 from turbowan.benchmarks.timing import interleaved
@@ -44,18 +43,6 @@ def load_peer(folder: Path) -> ModuleType:
         raise SystemExit(f"{folder} must hold peer.py over a built TurboDiffusion, it does not")
     sys.path.insert(0, str(folder))
     return importlib.import_module("peer")
-
-
-@contextmanager
-def forced_blocks(luts: list[Tensor]) -> Iterator[None]:
-    """Our routing returns the given block sets, layer by layer."""
-    chosen = iter(luts)
-    route = routing.route
-    routing.route = lambda *_: next(chosen).to(torch.int32).sort(dim=-1).values
-    try:
-        yield
-    finally:
-        routing.route = route
 
 
 def heads(q: Tensor, k: Tensor, int8: bool = False) -> tuple[PooledHeads, PooledHeads]:

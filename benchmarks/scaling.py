@@ -2,10 +2,15 @@
 
     python -m turbowan.benchmarks.scaling docs/bench/scaling_h200.json [--model 1.3b] [--row "int8 + sagesla"]
 
-One axis moves at a time from 832×480, 81 frames, batch 1, one step, ratio 0.1. What should grow smoothly is the time
-over the floor (`floors`, which knows that attention is quadratic) and the working memory over the tokens; where either
-changes by more than `CLIFF` between neighbours, the point is marked and printed. Kernels are compiled at the starting
-point: a recompilation at another size shows as a first call that is slower than the second by more than `COMPILED`.
+One axis moves at a time from 832×480, 81 frames, batch 1, one step, ratio 0.1. The time over the floor (`floors`, which
+knows that attention is quadratic) and the working memory over the tokens should never rise; where either does by more
+than `CLIFF` between neighbours, the point is marked and printed. A fall is none: more work fills the GPU better.
+Kernels are compiled at the starting point: one that another size compiles again, and that this machine has not kept
+from before, shows as a first call that is slower than the second by more than `COMPILED`.
+
+The smallest points of an axis may all take the same time: the CPU needs it to launch a step's kernels. Where the least
+times of an axis lie within `FLAT` of each other although their floors do not within `CLIFF`, the points are marked as
+bound by launches.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from turbowan.turbo_core.model import TurboWan
 from turbowan.turbo_core.vae import latent_size
 
 CLIFF = 1.25
+FLAT = 1.1
 COMPILED = 250.0  # ms; a kernel takes longer to compile, an allocator's first blocks do not
 
 
@@ -73,6 +79,7 @@ class Point:
     working_gib: float
     weights_gib: float
     cliffs: tuple[str, ...] = ()
+    launch_bound: bool = False
 
     @property
     def over_floor(self) -> float:
@@ -84,19 +91,28 @@ class Point:
 
 
 def marked(points: Sequence[Point]) -> list[Point]:
-    """The points, each with the figures that jumped since its neighbour before it on the same axis."""
+    """The points, each with the figures that rose since its neighbour before it on the same axis."""
     out: list[Point] = []
     for before, point in zip([None, *points], points, strict=False):
         jumps = []
         if before is not None and before.axis == point.axis:
             for name in ("over_floor", "mib_per_token"):
                 change = getattr(point, name) / getattr(before, name)
-                if not 1 / CLIFF <= change <= CLIFF:
+                if change > CLIFF:
                     jumps.append(f"{name} ×{change:.2f}")
         if point.first_ms - point.ms > COMPILED:
             jumps.append(f"first call {point.first_ms:.0f} ms")
-        out.append(dataclasses.replace(point, cliffs=tuple(jumps)))
+        same_axis = [other for other in points if other.axis == point.axis]
+        out.append(dataclasses.replace(point, cliffs=tuple(jumps), launch_bound=point in _launch_bound(same_axis)))
     return out
+
+
+def _launch_bound(axis: Sequence[Point]) -> list[Point]:
+    """The points of an axis that take its least time, if the GPU's work is not what they have in common."""
+    least = min(point.ms for point in axis)
+    group = [point for point in axis if point.ms <= FLAT * least]
+    floors_ms = [point.floor_ms for point in group]
+    return group if max(floors_ms) > CLIFF * min(floors_ms) else []
 
 
 def sampler(net: TurboWan, shape: Shape) -> Iterator[Tensor]:
@@ -185,7 +201,8 @@ def main() -> None:
 
 
 def line(point: Point) -> str:
-    told = f"  CLIFF: {', '.join(point.cliffs)}" if point.cliffs else ""
+    told = "  bound by launches" if point.launch_bound else ""
+    told += f"  CLIFF: {', '.join(point.cliffs)}" if point.cliffs else ""
     return (
         f"{point.axis:7s}{point.label:>10s} {point.tokens:8,d} tokens {point.ms:9.1f} ms "
         f"({point.over_floor:5.2f} × floor) {point.working_gib:6.2f} GiB + weights{told}"

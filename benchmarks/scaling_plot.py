@@ -2,8 +2,8 @@
 
     python -m turbowan.benchmarks.scaling_plot docs/bench/scaling_h200.json docs/bench/scaling.png
 
-Upper row: seconds, with the floor below them; lower row: GiB beside the weights. Frames and size are drawn against
-tokens, so that equal distances are equal work for everything but attention.
+Upper row: seconds, with the floor below them, hollow where launches bound them; lower row: GiB beside the weights.
+Frames and size are drawn against tokens, so that equal distances are equal work for everything but attention.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         for point in found["points"]:
-            for name in ("axis", "label", "tokens", "ms", "floor_ms", "working_gib", "cliffs"):
+            for name in ("axis", "label", "tokens", "ms", "floor_ms", "working_gib", "cliffs", "launch_bound"):
                 point[name]
         return found
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -61,6 +61,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         upper.plot(where, [point["floor_ms"] / 1000 for point in points], color=FAINT, linestyle="--", label="floor")
         _line(lower, where, [point["working_gib"] for point in points], "beside the weights")
         for place, point in zip(where, points, strict=True):
+            if point["launch_bound"]:
+                upper.plot([place], [point["ms"] / 1000], "o", markersize=4, color=OURS, markerfacecolor=PAPER)
             if point["cliffs"]:
                 upper.plot([place], [point["ms"] / 1000], "o", markersize=11, fillstyle="none", color=CLIFF)
         upper.set_title(TITLES[axis], loc="left", color=INK, fontsize=10)

@@ -26,7 +26,7 @@ class Dataset:
     """Normalized latents [N, 16, T, H, W] in bf16 and text states [N, WORDINGS, ROWS, D].
 
     Attributes:
-        images: for image to video, the latents of the first frame followed by grey ones.
+        images: for image to video, the latents of the first frame followed by grey ones; of the first clips.
         nothing: states [ROWS, D] of the empty prompt.
     """
 
@@ -49,9 +49,9 @@ def make(
     generator: torch.Generator,
     device: torch.device,
     frames: int = FRAMES,
-    images: bool = False,
+    images: int = 0,
 ) -> Dataset:
-    """Draw clips of trained triples, encode them and their captions."""
+    """Draw clips of trained triples, encode them and their captions; the first `images` ones also as image to video."""
     triples = draw_triples(count, generator)
     latents, of_images, grounds = [], [], []
     for start in range(0, count, CLIPS_AT_ONCE):
@@ -60,7 +60,8 @@ def make(
         clips = draw(scenes, height=side, width=side, device=device)
         grounds += scenes.backgrounds
         latents.append(to_latents(vae, clips))
-        if images:
+        if start < images:
+            clips = clips[: images - start].clone()
             clips[:, :, 1:] = 0
             of_images.append(to_latents(vae, clips))
     captions = [
@@ -116,15 +117,29 @@ class Drawn:
     condition: Tensor | None
 
 
-def draw_batch(data: Dataset, count: int, generator: torch.Generator, *, nothing: float) -> Drawn:
-    """Clips with one of their captions each, or with the empty one for a share of `nothing`."""
+def draw_batch(
+    data: Dataset, count: int, generator: torch.Generator, *, nothing: float, images: float | None = None
+) -> Drawn:
+    """Clips with one of their captions each, or with the empty one for a share of `nothing`.
+
+    Args:
+        images: share of the clips that have an image as condition; the others get zeros, mask included. None: no
+            condition at all.
+    """
     rolls = torch.rand(2, count, generator=generator)
-    index = torch.randint(len(data), (count,), generator=generator).to(data.latents.device)
+    index = torch.randint(len(data), (count,), generator=generator)
+    with_image = 0 if images is None else round(images * count)
+    if with_image:
+        index[:with_image] = torch.randint(len(data.images), (with_image,), generator=generator)
+    index = index.to(data.latents.device)
     wording = (rolls[0] * data.states.shape[1]).long().to(index.device)
     states = data.states[index, wording]
     empty = (rolls[1] < nothing).to(index.device)
     states = torch.where(empty[:, None, None], data.nothing, states)
-    condition = None if data.images is None else image_condition(data.images[index])
+    condition = None
+    if images is not None:
+        condition = image_condition(data.images[index[:with_image]])
+        condition = torch.cat((condition, condition.new_zeros(count - with_image, *condition.shape[1:])))
     return Drawn(data.latents[index], Prompts(states), condition)
 
 

@@ -37,16 +37,21 @@ from turbowan.turbo_core.vae_weights import from_tensors
 
 SIGMA_MAX = rcm.SIGMA_MAX_T2V
 NODES = rcm.MAX_STEPS  # times at which the student is asked
+WAYS = (0, 1, 0, 2, 0, 3)  # node from which a round's teacher starts, in turns; 0 is noise, to others the student leads
+ROUNDS_OF_BATCH = 4  # that a training batch is drawn from
+FIRST_COUNTS = 3  # times that a pair from noise alone counts: it is the hardest to learn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
+    """What the distillation is about."""
+
     start: Path
     side: int = 160
     frames: int = dataset.FRAMES
     topk: float = 0.1
     batch: int = 32
-    at_once: int = 64
+    at_once: int = 32
     """Clips of a round of the teacher's."""
     rounds: int = 12
     """Of the teacher's before the training begins; the pool's size."""
@@ -77,12 +82,12 @@ class Pool:
             self._next = (self._next + 1) % self.size
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A batch drawn from one round after another, so that its clips are few rounds' and its times all."""
-        rounds = torch.randint(len(self._pairs), (4,), generator=generator).tolist()
+        """A batch of equal parts of some rounds."""
+        rounds = torch.randint(len(self._pairs), (ROUNDS_OF_BATCH,), generator=generator).tolist()
         parts = []
         for number in rounds:
             entry = self._pairs[number]
-            index = torch.randint(len(entry[0]), (count // 4,), generator=generator).to(entry[0].device)
+            index = torch.randint(len(entry[0]), (count // ROUNDS_OF_BATCH,), generator=generator).to(entry[0].device)
             parts.append([tensor[index] for tensor in entry])
         x, t, states, target = (torch.cat(column) for column in zip(*parts, strict=True))
         return x, t, states, target
@@ -112,15 +117,16 @@ class Rounds:
         states = self.captions[index]
         noise = torch.Generator(self.device).manual_seed(torch.randint(2**31, (1,), generator=generator).item())
         field = paths.field(self.teacher, states, nothing=self.nothing, guidance=self.course.guidance)
-        first = self._made % NODES  # 0: the teacher's whole way; else the student's way to that node
+        first = WAYS[self._made % len(WAYS)]
         self._made += 1
         x = self._student_state(states, first, noise) if first else self._noise(noise) * paths.ode_times(SIGMA_MAX)[0]
         times = paths.ode_times(SIGMA_MAX, first)
         walked = paths.ode(field, x, times)
         end = walked[-1]
-        # Of the teacher's way all nodes, of the student's the one that it came to.
+        # Of the teacher's way from noise all nodes, else the one that the student came to.
         nodes = rcm.schedule(NODES, SIGMA_MAX).tolist()[first : NODES if first == 0 else first + 1]
         at = [min(range(len(times)), key=lambda i: abs(times[i] - node)) for node in nodes]
+        at = [0] * (FIRST_COUNTS - 1) + at if first == 0 else at
         xs = torch.cat([walked[i] for i in at])
         t = torch.cat([torch.full((len(x),), times[i], device=self.device) for i in at])
         target = torch.cat([(walked[i] - end) / times[i] for i in at])
@@ -143,6 +149,7 @@ class Rounds:
 
 
 def train(settings: Settings, course: Course) -> Stage:
+    """One call of the stage; its minutes are those of the training alone."""
     began = time.monotonic()
     device = torch.device(settings.device)
     on_gpu = device.type == "cuda"
@@ -194,7 +201,13 @@ def look(stage: Stage, course: Course, encoder: TextEncoder, dtype: torch.dtype,
     """Clips by the averaged weights in 4, 2 and 1 steps."""
     vae = from_tensors(load_file(course.vae), device=device, dtype=torch.float32)
     asked = preview.request(
-        vae, encoder, course.previews, side=course.side, frames=course.frames, images=False, device=device
+        vae,
+        encoder,
+        preview.mixed(course.previews),
+        side=course.side,
+        frames=course.frames,
+        images=False,
+        device=device,
     )
     field = paths.field(Velocity(stage.model, dtype=dtype, topk=course.topk), asked.states)
     for steps in (4, 2, 1):
@@ -212,7 +225,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=dataset.FRAMES)
     parser.add_argument("--topk", type=float, default=0.1, help="share of key blocks that attention keeps")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--at-once", type=int, default=64, help="clips of a round of the teacher's")
+    parser.add_argument("--at-once", type=int, default=32, help="clips of a round of the teacher's")
     parser.add_argument("--rounds", type=int, default=12, help="of the teacher's that are kept")
     parser.add_argument("--steps-of-round", type=int, default=12, help="training steps from one round to the next")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the teacher")

@@ -17,18 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from turbowan.demo.clips import draw, draw_scenes
 from turbowan.demo.dataset import FRAMES
 from turbowan.demo.detector import detect
+from turbowan.demo.first_frame import first_frame
 from turbowan.demo.pictures import Shown, contact_sheet
 from turbowan.demo.vocabulary import HELD_OUT, TRAINED, Triple, caption
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.expert import NetworkSettings
 from turbowan.turbo_core.pipeline import ModelFiles, Pipeline, Request
 
-BUNDLE = Path(__file__).parent / "bundle"
 SIDE = 160
 SHOWN = 10  # videos in the picture
 COLUMNS = 9
@@ -52,11 +51,11 @@ class Score:
 
 def files(bundle: Path, *, i2v: bool) -> ModelFiles:
     """The bundle's files, by their names."""
-    vae, text_encoder = bundle / "turbowan_demo_vae.safetensors", bundle / "turbowan_demo_umt5.safetensors"
+    vae, text_encoder = bundle / demo_bundle.VAE, bundle / demo_bundle.TEXT_ENCODER
     if i2v:
-        high, low = (bundle / f"turbowan_demo_i2v_{expert}.safetensors" for expert in ("high", "low"))
+        high, low = bundle / demo_bundle.I2V_HIGH, bundle / demo_bundle.I2V_LOW
         return ModelFiles(network=high, low=low, vae=vae, text_encoder=text_encoder)
-    return ModelFiles(network=bundle / "turbowan_demo_t2v-quant.pth", vae=vae, text_encoder=text_encoder)
+    return ModelFiles(network=bundle / demo_bundle.T2V, vae=vae, text_encoder=text_encoder)
 
 
 def evaluate(
@@ -78,7 +77,7 @@ def evaluate(
             image = None
             if pipeline.family == "i2v":
                 image = Path(folder) / f"{seed}.png"
-                _first_frame(triple, seed, side, frames).save(image)
+                first_frame(triple, seed, frames=frames, height=side, width=side).save(image)
             request = Request(prompt=text, size=(side, side), frames=frames, seed=seed, steps=steps, image=image)
             video = _video(pipeline, request, encoded[text])
             finding = detect(video[None])[0]
@@ -106,14 +105,6 @@ def evaluate(
     )
 
 
-def _first_frame(triple: Triple, seed: int, side: int, frames: int) -> Image.Image:
-    """Of a drawn clip of the triple."""
-    generator = torch.Generator().manual_seed(seed)
-    scenes = draw_scenes([triple], frames=frames, height=side, width=side, generator=generator)
-    frame = draw(scenes, height=side, width=side)[0, :, 0]
-    return Image.fromarray(((frame + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
-
-
 def _video(pipeline: Pipeline, request: Request, text: Tensor) -> Tensor:
     """[3, T, H, W] in [-1, 1], of the 8-bit frames that a user gets."""
     pieces: list[Tensor] = []
@@ -123,11 +114,12 @@ def _video(pipeline: Pipeline, request: Request, text: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="folder with the model's files")
+    parser.add_argument("--bundle", type=Path, default=demo_bundle.FOLDER, help="folder with the model's files")
     parser.add_argument("--i2v", action="store_true", help="the image-to-video pair")
     parser.add_argument("--steps", default="4,2,1", help="numbers of steps")
     parser.add_argument("--videos", type=int, default=200, help="of each number of steps")
     parser.add_argument("--trained", action="store_true", help="of triples that were trained instead of held out")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the videos, in pixels")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--topk", type=float, default=0.1)
     parser.add_argument("--precision", default="auto")
@@ -142,7 +134,7 @@ def main() -> None:
     scores = []
     for steps in map(int, given.steps.split(",")):
         picture = None if given.pictures is None else given.pictures / f"{pipeline.family}_{steps}_steps.png"
-        score = evaluate(pipeline, triples, steps, picture=picture)
+        score = evaluate(pipeline, triples, steps, side=given.side, picture=picture)
         print(
             f"{score.model}, {steps} steps: {score.right} of {score.videos} right "
             f"(colour {score.colour}, shape {score.shape}, motion {score.motion}), {score.seconds} s",

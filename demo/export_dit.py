@@ -1,7 +1,8 @@
 """A trained transformer as users get one: block-int8, in TurboDiffusion's released layout or in native names.
 
-    python -m turbowan.demo.export_dit work/t2v.safetensors demo/bundle/turbowan_demo_t2v-quant.pth
-    python -m turbowan.demo.export_dit work/high.safetensors turbowan_demo_i2v_high.safetensors --expert high
+    python -m turbowan.demo.export_dit work/t2v.safetensors demo/bundle/diffusion_models/TurboWanDemo-T2V-quant.pth
+    python -m turbowan.demo.export_dit work/i2v_high.safetensors --expert high \
+        demo/bundle/diffusion_models/TurboWanDemo-I2V-high-quant.safetensors
 
 A `.pth` has the released names; a `.safetensors` is what `turbowan convert` makes of it.
 """

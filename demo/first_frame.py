@@ -18,14 +18,18 @@ FILE = Path(__file__).with_suffix(".png")
 SEED = 1
 
 
+def first_frame(triple: Triple, seed: int, *, frames: int, height: int, width: int) -> Image.Image:
+    """Of a drawn clip of the triple."""
+    generator = torch.Generator().manual_seed(seed)
+    scene = draw_scenes([triple], frames=frames, height=height, width=width, generator=generator)
+    frame = draw(scene, height=height, width=width)[0, :, 0].permute(1, 2, 0)
+    return Image.fromarray(((frame + 1) * 127.5).round().clamp(0, 255).byte().numpy())
+
+
 def main() -> None:
     width, height = DEMO_SIZE
-    generator = torch.Generator().manual_seed(SEED)
-    scene = draw_scenes(
-        [Triple("yellow", "star", "left")], frames=FRAMES, height=height, width=width, generator=generator
-    )
-    frame = draw(scene, height=height, width=width)[0, :, 0].permute(1, 2, 0)
-    Image.fromarray(((frame + 1) * 127.5).round().clamp(0, 255).byte().numpy()).save(FILE, optimize=True)
+    picture = first_frame(Triple("yellow", "star", "left"), SEED, frames=FRAMES, height=height, width=width)
+    picture.save(FILE, optimize=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Clips to be made: half of them of trained triples.
+    """Clips to be made.
 
     Attributes:
         states: text states [N, rows, D].
@@ -40,10 +40,16 @@ class Request:
     condition: Tensor | None
 
 
+def mixed(count: int, seed: int = 7) -> list[Triple]:
+    """Triples, half of them held out."""
+    generator = torch.Generator().manual_seed(seed)
+    return [*draw_triples(count // 2, generator, TRAINED), *draw_triples(count - count // 2, generator, HELD_OUT)]
+
+
 def request(
     vae: WanVAE,
     encoder: TextEncoder,
-    count: int,
+    triples: Sequence[Triple],
     *,
     side: int,
     frames: int,
@@ -52,36 +58,38 @@ def request(
     seed: int = 7,
 ) -> Request:
     generator = torch.Generator().manual_seed(seed)
-    triples = [*draw_triples(count // 2, generator, TRAINED), *draw_triples(count - count // 2, generator, HELD_OUT)]
     scenes = draw_scenes(triples, frames=frames, height=side, width=side, generator=generator)
     size = latent_size(frames, side, side)
-    noise = torch.randn(count, LATENT_CHANNELS, *size, generator=generator).to(device)
+    noise = torch.randn(len(triples), LATENT_CHANNELS, *size, generator=generator).to(device)
     condition = None
     if images:
         found = []
-        for clip in draw(scenes, height=side, width=side, device=device).split(CLIPS_AT_ONCE):
-            clip = clip.clone()
-            clip[:, :, 1:] = 0
-            found.append(dataset.to_latents(vae, clip))
+        first = replace(scenes, centre=scenes.centre[:, :1], angle=scenes.angle[:, :1])
+        starts = draw(first, height=side, width=side, device=device)
+        for start in starts.split(CLIPS_AT_ONCE):
+            grey = torch.zeros(1, 1, frames - 1, 1, 1, device=device).expand(len(start), 3, -1, side, side)
+            found.append(dataset.to_latents(vae, torch.cat((start, grey), dim=2)))
         condition = dataset.image_condition(torch.cat(found))
     states = dataset.text_states(encoder, [caption(triple) for triple in triples], device)
     return Request(triples=triples, states=states, noise=noise, condition=condition)
 
 
 @torch.no_grad()
-def score(name: str, request: Request, latents: Tensor, vae: WanVAE, picture: Path | None) -> float:
-    """Say what share of the clips is right; that of held-out triples."""
+def score(name: str, request: Request, latents: Tensor, vae: WanVAE, picture: Path | None) -> dict[str, float]:
+    """Say what share of the clips is right, of trained and of held-out triples."""
     dtype = torch.bfloat16 if latents.is_cuda else torch.float32
     findings, shown = [], []
     for some in latents.split(CLIPS_AT_ONCE):
         clips = decode(vae, denormalize(some).to(dtype)).float().clamp(-1, 1)
         findings += detect(clips)
         triples = request.triples[len(shown) :]
-        shown += [Shown(caption=caption(t), clip=clip.cpu()) for t, clip in zip(triples, clips, strict=False)]
-    half = len(request.triples) // 2
+        if picture is not None:
+            shown += [Shown(caption=caption(t), clip=clip.cpu()) for t, clip in zip(triples, clips, strict=False)]
     parts = {}
-    for part, rows in (("trained", slice(None, half)), ("held out", slice(half, None))):
-        pairs = list(zip(request.triples[rows], findings[rows], strict=True))
+    for part, among in (("trained", TRAINED), ("held out", HELD_OUT)):
+        pairs = [pair for pair in zip(request.triples, findings, strict=True) if pair[0] in among]
+        if not pairs:
+            continue
         right = sum(finding.confirms(triple) for triple, finding in pairs)
         of_kind = {
             kind: sum(getattr(finding, kind) == getattr(triple, kind) for triple, finding in pairs)
@@ -89,8 +97,8 @@ def score(name: str, request: Request, latents: Tensor, vae: WanVAE, picture: Pa
         }
         told = ", ".join(f"{kind} {count}" for kind, count in of_kind.items())
         print(f"{name}, {part}: {right} of {len(pairs)} right ({told})", file=sys.stderr, flush=True)
-        parts[part] = right / max(1, len(pairs))
+        parts[part] = right / len(pairs)
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet([*shown[: SHOWN // 2], *shown[half : half + SHOWN // 2]], COLUMNS).save(picture)
-    return parts["held out"]
+        contact_sheet([*shown[: SHOWN // 2], *shown[-SHOWN // 2 :]], COLUMNS).save(picture)
+    return parts

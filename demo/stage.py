@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 LOOK = 25  # steps between two looks at the clock: each waits for the GPU
 TELL_SECONDS = 10
+SAVE_SECONDS = 30  # what a kill loses at most
 
 Losses = Mapping[str, Tensor]
 """``loss`` is what is minimised; whatever else stands beside it is only told."""
@@ -95,7 +96,7 @@ class Stage:
 
     def run(self, losses_of: Callable[[torch.Generator], Losses]) -> bool:
         """Train until the stage's end or this call's; whether it was the stage's end. ``losses_of`` draws its batch."""
-        settings, told = self.settings, 0.0
+        settings, told, saved = self.settings, 0.0, 0.0
         self._began = began = time.monotonic()
         first = self.step
         sums: dict[str, Tensor] = {}
@@ -117,6 +118,9 @@ class Stage:
                 sums, seen, told = {}, 0, elapsed
             if over:
                 break
+            if elapsed - saved > SAVE_SECONDS:
+                self.save()
+                saved = elapsed
         self.save()
         return self.step >= settings.steps
 

@@ -4,7 +4,7 @@ Its weights are random and stay so. Embeddings of random directions tell words a
 vocabulary of this size, and what they mean is for the video model's text embedding to learn; attention and FFN add
 less to a token than it brings, so that a word's neighbours tint it without hiding it.
 
-    python -m turbowan.demo.text_encoder          writes demo/bundle/turbowan_demo_umt5.safetensors
+    python -m turbowan.demo.text_encoder          writes demo/bundle/text_encoders/turbowan_demo_umt5.safetensors
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbowan.demo.vocabulary import BACKGROUNDS, HELD_OUT, TRAINED, caption
+from turbowan.turbo_core import demo_bundle
 
-FILE = Path(__file__).parent / "bundle" / "turbowan_demo_umt5.safetensors"
+FILE = demo_bundle.FOLDER / demo_bundle.TEXT_ENCODER
 D_MODEL, D_FF, HEADS, LAYERS = 128, 256, 2, 2
+LICENSE = "CC0-1.0"
 BUCKETS = 32  # of relative positions, umT5's own number
 CAPTIONS_OF_EACH = 12  # wordings drawn of each triple for the tokenizer
 PIECES = 256
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FILE)
     output = parser.parse_args().output
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors(), output, {"format": "pt"})
+    save_file(tensors(), output, metadata={"license": LICENSE, "made_by": "turbowan.demo"})
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
 
 

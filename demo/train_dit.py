@@ -4,10 +4,12 @@
 
 Times are those of a logistic-normal u, shifted to where little is left of the picture, t = s·u / (1 + (s - 1)·u), and
 some of a uniform one; an expert of image to video is trained in its own range alone. A tenth of the prompts is empty.
-Small clips with full attention come first, then the full size with sparse attention, then image to video:
+Small clips with full attention come first, then the full size with sparse attention and for a share of the clips an
+image as condition, then the two experts of image to video from that:
 
     python -m turbowan.demo.train_dit --state work/small.safetensors --side 80 --batch 128
-    python -m turbowan.demo.train_dit --state work/full.safetensors --start work/small.safetensors --topk 0.1
+    python -m turbowan.demo.train_dit --state work/full.safetensors --start work/small.safetensors --topk 0.1 \
+        --images 0.35
     python -m turbowan.demo.train_dit --state work/i2v.safetensors --start work/full.safetensors --topk 0.1 \
         --expert pair
 """
@@ -33,6 +35,7 @@ from turbowan.demo.regression import recorded
 from turbowan.demo.stage import Settings, Stage, add_arguments
 from turbowan.demo.text_encoder import D_MODEL
 from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.config import I2V_CHANNELS, T2V_CHANNELS
 from turbowan.turbo_core.model import TurboWan
 from turbowan.turbo_core.rcm import BOUNDARY_I2V, SIGMA_MAX_I2V, SIGMA_MAX_T2V
@@ -40,7 +43,7 @@ from turbowan.turbo_core.text_encoder import TextEncoder
 from turbowan.turbo_core.vae import WanVAE
 from turbowan.turbo_core.vae_weights import from_tensors
 
-VAE = Path(__file__).parent / "bundle" / "turbowan_demo_vae.safetensors"
+VAE = demo_bundle.FOLDER / demo_bundle.VAE
 NOTHING = 0.1  # share of empty prompts
 UNIFORM = 0.15  # share of times that are uniform
 
@@ -74,7 +77,11 @@ class Course:
     expert: str | None = None
     other: Path | None = None
     """The other expert's file, without which there are no previews of an expert."""
+    images: float | None = None
+    """Share of the clips with an image; the model then has the channels for it. An expert's clips all have one."""
     clips: int = 4096
+    image_clips: int = 0
+    """How many of the clips may have an image."""
     batch: int = 32
     previews: int = 48
     guidance: float = 1.0
@@ -84,15 +91,17 @@ class Course:
 
 
 def new_model(in_dim: int, start: Path | None, device: str, seed: int = 0) -> TurboWan:
-    """A model to be trained: new, or from another stage's averages; I2V may start from T2V."""
+    """A model to be trained: new, or from another stage's averages.
+
+    Where the channels differ, those of mask and image come new, without a say, or are left out.
+    """
     model = TurboWan(initial.config(in_dim=in_dim, text_dim=D_MODEL))
     initial.initialize(model, seed)
     if start is not None:
         weights = averaged(start)
         patch = weights["patch_embedding.weight"]
-        if patch.shape[1] < in_dim:  # mask and image have no say at first
-            added = patch.new_zeros(patch.shape[0], in_dim - patch.shape[1], *patch.shape[2:])
-            weights["patch_embedding.weight"] = torch.cat((patch, added), dim=1)
+        added = patch.new_zeros(patch.shape[0], max(0, in_dim - patch.shape[1]), *patch.shape[2:])
+        weights["patch_embedding.weight"] = torch.cat((patch[:, :in_dim], added), dim=1)
         model.load(weights)
     trainable(model)
     return model.to(device)
@@ -119,7 +128,6 @@ class Material:
 def gather(settings: Settings, course: Course) -> Material:
     """Read VAE and text encoder, and make the clips."""
     device = torch.device(settings.device)
-    torch.backends.cudnn.benchmark = device.type == "cuda"
     vae = from_tensors(load_file(course.vae), device=device, dtype=torch.float32)
     encoder = TextEncoder.open(course.text_encoder)
     began = time.monotonic()
@@ -131,7 +139,7 @@ def gather(settings: Settings, course: Course) -> Material:
         frames=course.frames,
         generator=torch.Generator().manual_seed(settings.seed),
         device=device,
-        images=course.expert is not None,
+        images=course.image_clips,
     )
     told = f"{len(data)} clips of latents {tuple(data.latents.shape[1:])}"
     print(f"{told} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
@@ -145,14 +153,14 @@ def train(settings: Settings, course: Course, material: Material | None = None) 
     device = torch.device(settings.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.set_float32_matmul_precision("high")
-    in_dim = T2V_CHANNELS if course.expert is None else I2V_CHANNELS
-    model = new_model(in_dim, course.start, settings.device, settings.seed)
+    images = course.images if course.expert is None else 1.0
+    model = new_model(T2V_CHANNELS if images is None else I2V_CHANNELS, course.start, settings.device, settings.seed)
     velocity = Velocity(model, dtype=dtype, topk=course.topk, compiled=device.type == "cuda")
     stage = Stage(model, settings, Muon(model.named_parameters(), lr=settings.rate))
     span = SPANS[course.expert]
 
     def drawn(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch = dataset.draw_batch(data, course.batch, generator, nothing=NOTHING)
+        batch = dataset.draw_batch(data, course.batch, generator, nothing=NOTHING, images=images)
         t = span.draw(course.batch, generator).to(device)
         torch.manual_seed(torch.randint(2**31, (1,), generator=generator).item())  # the noise on the device
         x, target = noised(batch, t, torch.randn(batch.latents.shape, device=device), dtype)
@@ -166,9 +174,9 @@ def train(settings: Settings, course: Course, material: Material | None = None) 
     return stage
 
 
-def train_pair(settings: Settings, course: Course) -> None:
+def train_pair(settings: Settings, course: Course, material: Material | None = None) -> None:
     """Both experts on the same clips, each for half of the minutes; to the state's name with theirs added."""
-    material = gather(settings, replace(course, expert="high"))
+    material = material or gather(settings, replace(course, image_clips=course.clips))
     files = {
         expert: settings.state.with_name(f"{settings.state.stem}_{expert}{settings.state.suffix}")
         for expert in ("high", "low")
@@ -182,11 +190,19 @@ def look(stage: Stage, course: Course, material: Material, dtype: torch.dtype) -
     """Clips by the averaged weights, in many steps and in four."""
     vae, data = material.vae, material.data
     device = data.latents.device
-    images = data.images is not None
+    images = course.expert is not None
     asked = preview.request(
-        vae, material.encoder, course.previews, side=course.side, frames=course.frames, images=images, device=device
+        vae,
+        material.encoder,
+        preview.mixed(course.previews),
+        side=course.side,
+        frames=course.frames,
+        images=images,
+        device=device,
     )
     models = [stage.model]
+    if not images and course.images is not None:
+        models = [new_model(T2V_CHANNELS, stage.settings.state, str(device))]
     if course.other is not None:
         models.append(new_model(I2V_CHANNELS, course.other, str(device)))
     experts = [Velocity(model, dtype=dtype, topk=course.topk) for model in models]
@@ -221,6 +237,8 @@ def main() -> None:
     parser.add_argument("--expert", choices=("high", "low", "pair"), help="train this of image to video")
     parser.add_argument("--other", type=Path, help="the other expert's file, for the clips made at the end")
     parser.add_argument("--clips", type=int, default=4096, help="to draw and encode for the training")
+    parser.add_argument("--images", type=float, help="share of the clips that have an image as condition")
+    parser.add_argument("--image-clips", type=int, default=512, help="how many of the clips may have one")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--previews", type=int, default=48, help="clips to make and to score at the end")
     parser.add_argument("--guidance", type=float, default=3.0, help="to try beside none at the end")
@@ -228,6 +246,8 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=VAE)
     given = vars(parser.parse_args())
     of_course = {name: given.pop(name) for name in Course.__dataclass_fields__ if name in given}
+    if of_course["images"] is None:
+        of_course["image_clips"] = 0
     settings, course = Settings(**given, slim=True, by_clock=True, warmup=50), Course(**of_course)
     (train_pair if course.expert == "pair" else train)(settings, course)
 

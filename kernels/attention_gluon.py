@@ -27,23 +27,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .hopper_gluon import barrier, store_tile, view
+from .hopper_gluon import barrier, codes_of_rows, next_stage, store_tile, view
 
 GROUPS = 2  # warpgroups that attend
 GROUP_ROWS = 64
-
-# 1.5·2^23: adding it leaves an integer of magnitude < 2^22 in the low bits of an fp32, rounded to nearest even.
-_ROUND_MAGIC = gl.constexpr(12582912.0)
-_CODE_MAX = gl.constexpr(12582912.0 + 127.0)
-
-
-@gluon.jit
-def next_stage(stage, phase, STAGES: gl.constexpr):
-    stage += 1
-    if stage == STAGES:
-        stage = 0
-        phase ^= 1
-    return stage, phase
 
 
 @gluon.jit
@@ -133,10 +120,9 @@ def write_tile(
     if QUANTIZE:
         ACC_ROWS: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
         amax = gl.maximum(gl.max(gl.abs(acc), axis=1), amax_min)
-        codes = gl.minimum(acc * (128.0 / amax)[:, None] + _ROUND_MAGIC, _CODE_MAX)
         CODES: gl.constexpr = gl.NVMMASharedLayout(128, 8, rank=2)
         room = view(room, [ROWS, D], CODES, gl.int8)
-        room.store(codes.to(gl.int32, bitcast=True).to(gl.int8))
+        room.store(codes_of_rows(acc, amax))
         tokens = first + gl.arange(0, ROWS, ACC_ROWS)
         own = out_scale_ptr + head.to(gl.int64) * token_count + batch.to(gl.int64) * length + tokens
         gl.store(own, amax * (1.0 / 128.0), mask=tokens < length)

@@ -12,11 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from .hopper_gluon import load_tile, store_tile
-
-# 1.5·2^23: adding it leaves an integer of magnitude < 2^22 in the low bits of an fp32, rounded to nearest even.
-_ROUND_MAGIC = gl.constexpr(12582912.0)
-_CODE_MAX = gl.constexpr(12582912.0 + 127.0)
+from .hopper_gluon import codes_of_rows, load_tile, store_tile
 
 
 @gluon.jit
@@ -64,8 +60,7 @@ def finish_tile(
     parts = parts_ptr + n_block.to(gl.int64) * parts_stride + row
     if QUANTIZE:
         amax = gl.maximum(gl.max(gl.abs(total), axis=1), amax_min / unit)
-        codes = gl.minimum(total * (128.0 / amax)[:, None] + _ROUND_MAGIC, _CODE_MAX)
-        y_tile.store(codes.to(gl.int32, bitcast=True).to(gl.int8))
+        y_tile.store(codes_of_rows(total, amax))
         gl.store(parts, amax * (unit / 128.0), mask=row < M)
     else:
         y = total.to(y_tile.dtype)

@@ -19,13 +19,19 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .block_int8_finish_gluon import fetch_residual, finish_tile
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, load_tile
+from .hopper_gluon import barrier, load_tile, next_stage
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -63,15 +69,6 @@ def _next_tile(band, index, band_step, index_step, band_tiles):
 
 
 @gluon.jit
-def _next_stage(stage, phase, STAGES: gl.constexpr):
-    stage += 1
-    if stage == STAGES:
-        stage = 0
-        phase ^= 1
-    return stage, phase
-
-
-@gluon.jit
 def _copy_tiles(
     a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks,
     GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
@@ -96,7 +93,7 @@ def _copy_tiles(
             for group in gl.static_range(GROUPS):
                 first = (m_block * GROUPS + group) * rows
                 load_tile(a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group))
-            stage, phase = _next_stage(stage, phase, STAGES)
+            stage, phase = next_stage(stage, phase, STAGES)
         band, index = _next_tile(band, index, band_step, index_step, band_tiles)
 
 
@@ -163,7 +160,7 @@ def _multiply_tiles(
         product = warpgroup_mma_wait(0, deps=[product])
         total = product.to(gl.float32) * (a_scale * w_scale)[:, None]
         read_stage = stage
-        stage, phase = _next_stage(stage, phase, STAGES)
+        stage, phase = next_stage(stage, phase, STAGES)
         a_scales += a_scale_stride
         w_scales += 1
         a_scale = gl.load(a_scales, mask=k_blocks > 1)
@@ -199,7 +196,7 @@ def _multiply_tiles(
             w_scales += 1
             a_scale = gl.load(a_scales, mask=k_block + 1 < k_blocks)
             w_scale = gl.load(w_scales, mask=k_block + 1 < k_blocks)
-            stage, phase = _next_stage(stage, phase, STAGES)
+            stage, phase = next_stage(stage, phase, STAGES)
             product = warpgroup_mma_wait(0, deps=[product])
             total += product.to(gl.float32) * scale[:, None]
         barrier()
@@ -251,6 +248,7 @@ def _linear_kernel(
         mbarrier.init(free.index(stage), count=GROUPS)
     for group in gl.static_range(GROUPS):
         mbarrier.init(x_arrived.index(group), count=1)
+    fence_async_shared()  # copies must find the barriers as they begin
 
     m_blocks = gl.cdiv(M, GROUPS * rows)
     n_blocks = gl.cdiv(N, columns)

@@ -1,7 +1,7 @@
-"""Gluon's names by Triton version, and what the VAE's kernels for Hopper share: the shape of their tiles.
+"""What the kernels for Hopper share: Gluon's names by Triton version, a ring's next stage, codes; the VAE's tiles.
 
-A program has one warp that copies by TMA and two warpgroups that multiply, each into three accumulators of 64 rows
-(output channels) by 128 columns (8 x 16 positions). A stage of the pipeline holds ``BLOCK_K`` input channels of
+A program of the VAE's has one warp that copies by TMA and two warpgroups that multiply, each into three accumulators of
+64 rows (output channels) by 128 columns (8 x 16 positions). A stage of the pipeline holds ``BLOCK_K`` input channels of
 tiles and weights in 64-byte swizzled rows.
 """
 
@@ -26,6 +26,10 @@ load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glo
 store_tile = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 VIEWS_GROW = gl.constexpr(not hasattr(gl, "barrier"))  # whether a view may go on beyond the end of what it views
 
+# 1.5·2^23: adding it leaves an integer of magnitude < 2^22 in the low bits of an fp32, rounded to nearest even.
+_ROUND_MAGIC = gl.constexpr(12582912.0)
+_CODE_MAX = gl.constexpr(12582912.0 + 127.0)
+
 
 @builtin
 def view(memory, shape, layout, dtype=None, _semantic=None):
@@ -33,6 +37,23 @@ def view(memory, shape, layout, dtype=None, _semantic=None):
     shape = [_unwrap_if_constexpr(side) for side in _unwrap_if_constexpr(shape)]
     dtype = _unwrap_if_constexpr(dtype) or memory.dtype
     return _semantic.memdesc_reinterpret(memory, dtype, shape, _unwrap_if_constexpr(layout))
+
+
+@gluon.jit
+def next_stage(stage, phase, STAGES: gl.constexpr):
+    """What follows in a ring of stages, and the phase of its barriers."""
+    stage += 1
+    if stage == STAGES:
+        stage = 0
+        phase ^= 1
+    return stage, phase
+
+
+@gluon.jit
+def codes_of_rows(x, amax):
+    """Int8 codes of x [M, N] for a scale of amax/128 a row, amax the largest magnitude: nearest, ties to even."""
+    codes = gl.minimum(x * (128.0 / amax)[:, None] + _ROUND_MAGIC, _CODE_MAX)
+    return codes.to(gl.int32, bitcast=True).to(gl.int8)
 
 
 @gluon.jit

@@ -32,14 +32,13 @@ from .attention_gluon import (
     begin_scores,
     block_factor,
     head_descriptor,
-    next_stage,
     row_sums,
     shared_layout,
     write_tile,
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, load_tile, view
+from .hopper_gluon import barrier, load_tile, next_stage, view
 from .routing import BLOCK_K
 from .sla import SlaInputs
 
@@ -316,7 +315,7 @@ def _sparse_linear_kernel(
         mbarrier.init(w_free.index(i), count=1)
     mbarrier.init(values_ready, count=1)
     mbarrier.init(values_free, count=GROUPS)
-    fence_async_shared()
+    fence_async_shared()  # copies must find the barriers as they begin
 
     # One argument list a partition: a tuple bound to a name would turn its constants into run-time values.
     # fmt: off

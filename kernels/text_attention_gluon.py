@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma_wait
 
 from .attention_gluon import (
     GROUP_ROWS,
@@ -24,13 +24,12 @@ from .attention_gluon import (
     attend_blocks,
     begin_scores,
     head_descriptor,
-    next_stage,
     row_sums,
     write_tile,
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import load_tile, view
+from .hopper_gluon import load_tile, next_stage, view
 
 KEYS = 64
 STAGES = 4  # of 32 KiB, beside 32 KiB of queries and 32 of output
@@ -204,6 +203,7 @@ def _text_attention_kernel(
         mbarrier.init(q_free.index(i), count=1)
         mbarrier.init(factors_ready.index(i), count=1)
         mbarrier.init(factors_free.index(i), count=1)
+    fence_async_shared()  # copies must find the barriers as they begin
 
     # One argument list a partition: a tuple bound to a name would turn its constants into run-time values.
     # fmt: off

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy.cli_args import args
 
-from ..turbo_core import demo_bundle
 from ..turbo_core.errors import ConditioningError
 from ..turbo_core.prompt_book import PromptBook, open_book
 from ..turbo_core.prompt_cache import PromptCache
@@ -89,9 +88,7 @@ def from_book(text: str) -> tuple[Conditioning, str]:
 def _books() -> list[PromptBook]:
     """The user's, by name, then the demo model's."""
     folders = map(Path, folder_paths.get_folder_paths(PROMPT_BOOKS))
-    own = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    demo = demo_bundle.FOLDER / demo_bundle.PROMPTS
-    return [open_book(path) for path in (*own, *([demo] if demo.is_file() else []))]
+    return [open_book(path) for folder in folders for path in sorted(folder.glob("*.safetensors"))]
 
 
 def _cache(disk_mb: int) -> PromptCache:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..turbo_core import demo_bundle
 
-PROMPT_BOOKS = "turbowan_prompts"  # a folder name in models, as in extra_model_paths.yaml
-BUNDLE_FOLDERS = ("diffusion_models", "vae")
+PROMPT_BOOKS = demo_bundle.PROMPTS.parent.name  # a folder name in models, as in extra_model_paths.yaml
+BUNDLE_FOLDERS = ("diffusion_models", "vae", PROMPT_BOOKS)  # no text_encoders: ComfyUI takes umT5-XXL alone
 
 
 def register() -> None:
@@ -15,14 +15,6 @@ def register() -> None:
     import folder_paths
 
     folder_paths.add_model_folder_path(PROMPT_BOOKS, str(Path(folder_paths.models_dir) / PROMPT_BOOKS))
-    if demo_bundle.FOLDER.is_dir():
-        for folder in BUNDLE_FOLDERS:
-            folder_paths.add_model_folder_path(folder, str(demo_bundle.FOLDER))
-
-
-def network_files() -> list[str]:
-    """The files that may hold a network; ComfyUI lists every file of the demo model in each of its folders."""
-    import folder_paths
-
-    others = set(demo_bundle.FILES) - set(demo_bundle.NETWORKS)
-    return [name for name in folder_paths.get_filename_list("diffusion_models") if name not in others]
+    for folder in BUNDLE_FOLDERS:
+        if (demo_bundle.FOLDER / folder).is_dir():
+            folder_paths.add_model_folder_path(folder, str(demo_bundle.FOLDER / folder))

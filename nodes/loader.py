@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .choices import ATTENTIONS, CATEGORY, PRECISIONS
-from .folders import network_files
 
 
 class TurboLoader(io.ComfyNode):
@@ -13,6 +12,8 @@ class TurboLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        import folder_paths
+
         return io.Schema(
             node_id="TurboLoader",
             display_name="TurboWan Load Model",
@@ -21,7 +22,7 @@ class TurboLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=network_files(),
+                    options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip="A .pth or .safetensors file in models/diffusion_models.",
                 ),
                 io.Combo.Input(

@@ -12,6 +12,8 @@ import tiny
 import tiny_umt5
 from safetensors.torch import save_file
 
+from turbowan.turbo_core import demo_bundle
+
 TEXT_DIM = 64
 
 
@@ -25,14 +27,16 @@ class TinyModels:
 
 
 def write(folder: Path) -> TinyModels:
-    """Under the names of the demo bundle; about 12 MB."""
+    """Where the demo bundle has them; about 12 MB."""
     models = TinyModels(
-        t2v=folder / "TurboWanDemo-T2V-quant.pth",
-        high=folder / "TurboWanDemo-I2V-high-quant.safetensors",
-        low=folder / "TurboWanDemo-I2V-low-quant.safetensors",
-        vae=folder / "turbowan_demo_vae.safetensors",
-        text_encoder=folder / "turbowan_demo_umt5.safetensors",
+        t2v=folder / demo_bundle.T2V,
+        high=folder / demo_bundle.I2V_HIGH,
+        low=folder / demo_bundle.I2V_LOW,
+        vae=folder / demo_bundle.VAE,
+        text_encoder=folder / demo_bundle.TEXT_ENCODER,
     )
+    for path in (models.t2v, models.vae, models.text_encoder):
+        path.parent.mkdir(parents=True)
     shape = {"text_dim": TEXT_DIM, "dim": 128, "ffn_dim": 256, "quantized": True}
     tiny.save_pth(models.t2v, tiny.tiny_tensors(**shape, seed=1))
     for path, seed in ((models.high, 2), (models.low, 3)):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import BackendUnavailableError, SettingsError, TurboWanError
+from .errors import BackendUnavailableError, ServerGoneError, SettingsError, TurboWanError
 from .maker import Maker
 from .memory import is_out_of_memory
 from .prompt_lines import check_prompt, read_prompt_lines
@@ -175,6 +175,8 @@ def _make(job: Job, folder: Path, book: Manifest, maker: Maker, tell: Callable[[
         if job.request is None:
             raise SettingsError(job.problem)
         maker.make(job.request, folder / job.file)
+    except ServerGoneError:  # the next prompts would fare no better
+        raise
     except (TurboWanError, BackendUnavailableError, OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import ServerError, SettingsError
+from .errors import ServerError, ServerGoneError, SettingsError
 from .video_file import partial_name
 
 Workflow = dict[str, dict[str, Any]]
@@ -101,7 +101,9 @@ class ComfyClient:
                 raise ServerError(f"server: the video must come whole, {done} of {total} bytes came; try again")
             partial.replace(target)
         except http.client.HTTPException as error:
-            raise self._unreachable(error) from error
+            raise ServerError(
+                f"server: the video must come whole, its answer broke off ({error}); try again"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -164,7 +166,7 @@ class ComfyClient:
         for _ in range(CONNECTIONS - 1):
             try:
                 return ask()
-            except _UnreachableError:
+            except ServerGoneError:
                 time.sleep(1)
         return ask()
 
@@ -227,9 +229,9 @@ class ComfyClient:
         except (http.client.HTTPException, OSError) as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: Exception) -> _UnreachableError:
+    def _unreachable(self, error: Exception) -> ServerGoneError:
         reason = getattr(error, "reason", error)
-        return _UnreachableError(
+        return ServerGoneError(
             f"server: a ComfyUI must answer at {self.url}, there is none ({reason}); start it, or correct --server"
         )
 
@@ -244,10 +246,6 @@ def _tell(event: dict[str, Any], progress: NodeProgress) -> bool:
     elif kind == "execution_interrupted":
         raise ServerError("server: somebody cancelled the prompt; run it again")
     return kind == "execution_success"
-
-
-class _UnreachableError(ServerError):
-    """Nobody answers."""
 
 
 class _RefusedError(ServerError):

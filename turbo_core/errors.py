@@ -14,6 +14,7 @@ __all__ = [
     "LatentError",
     "NonFiniteError",
     "ServerError",
+    "ServerGoneError",
     "SettingsError",
     "TurboWanError",
     "UnsupportedModelError",
@@ -41,7 +42,11 @@ class LatentError(TurboWanError):
 
 
 class ServerError(TurboWanError):
-    """A ComfyUI elsewhere cannot be reached, or cannot or did not make the video."""
+    """A ComfyUI elsewhere cannot or did not make the video."""
+
+
+class ServerGoneError(ServerError):
+    """Nobody answers there."""
 
 
 class SettingsError(TurboWanError):

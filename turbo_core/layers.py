@@ -136,11 +136,24 @@ class Linear(Lending):
         return BLOCK_CODES if self.scale.ndim == 2 else self.weight.dtype
 
     @property
+    def replaced(self) -> bool:
+        """Whether a host put a forward of its own in front (ComfyUI's LoRA in bypass mode): it takes a tensor alone."""
+        return getattr(self.forward, "__func__", None) is not type(self).forward
+
+    @property
     def takes(self) -> CodesFormat | None:
         """The codes that are all this layer needs of its input, one scale a row; None if it needs the tensor."""
+        if self.replaced:
+            return None
         if self.codes_format == BLOCK_CODES:
             return BLOCK_CODES if self.activation_rows == 1 else None
         return self.codes_format if self.in_features % ROWS_MULTIPLE == 0 else None
+
+    def __call__(self, x: Tensor | Activation, *, gelu: bool = False, residual: GatedResidual | None = None) -> Tensor:
+        """`forward`, or what replaced it, with GELU and residual behind it."""
+        if not self.replaced:
+            return super().__call__(x, gelu=gelu, residual=residual)
+        return _finished(super().__call__(x.x if isinstance(x, Activation) else x), gelu, residual)
 
     def forward(self, x: Tensor | Activation, *, gelu: bool = False, residual: GatedResidual | None = None) -> Tensor:
         """x [..., in_features] → [..., out_features]; `gelu` applies GELU(tanh), then `residual` is added to."""
@@ -150,6 +163,8 @@ class Linear(Lending):
 
     def forward_with_squares(self, x: Activation) -> tuple[Tensor, Tensor | None]:
         """`forward`, and Σ y² of its rows in parts, fp32 [parts, B·L], where the product leaves them."""
+        if self.replaced:
+            return self(x), None
         like = x.like
         with self.lend(like) as lent:
             if isinstance(lent.weight, BlockInt8) and block_int8.LINEAR.accepts(like):
@@ -160,6 +175,8 @@ class Linear(Lending):
 
     def feed(self, reader: Linear, activation: Activation, *, gelu: bool) -> Activation:
         """`forward` for one reader: kept as codes alone where both layers and the kernel allow it."""
+        if self.replaced:
+            return Activation(self(activation, gelu=gelu))
         like, taken = activation.like, reader.takes
         whole_blocks = self.out_features % block_int8.BLOCK == 0
         with self.lend(like) as lent:
@@ -270,7 +287,10 @@ def linear(
             y = backend.linear(codes, weight, lent.bias, gelu=gelu, like=like, residual=residual)
             return y.reshape(*like.shape[:-1], y.shape[-1])
         weight = weight.dequantize(like.dtype)
-    y = F.linear(activation.x, weight, lent.bias)
+    return _finished(F.linear(activation.x, weight, lent.bias), gelu, residual)
+
+
+def _finished(y: Tensor, gelu: bool, residual: GatedResidual | None) -> Tensor:
     y = F.gelu(y, approximate="tanh") if gelu else y
     return y if residual is None else add_to_residual(residual, y)
 

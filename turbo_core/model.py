@@ -32,7 +32,7 @@ from .attention import (
     sparse_linear_attention_quantized,
 )
 from .config import WanConfig
-from .errors import CheckpointError, ConditioningError, LatentError
+from .errors import CheckpointError, ConditioningError, LatentError, SettingsError
 from .hooks import PLAIN_HOOKS, BlockInputs, Hooks
 from .layers import BLOCK_CODES, Activation, Lending, Linear, TorchOperations, linear_together
 from .norms import affine_layer_norm, modulated_layer_norm, rms_norm
@@ -293,6 +293,11 @@ class SelfAttention(_Attention):
         return _patched(kernel(q, k, v), q, k, hooks)
 
     def _sparse(self, x: Activation, inputs: BlockInputs, attention: AttentionSettings, hooks: Hooks) -> Activation:
+        if self.proj_l.replaced:
+            raise SettingsError(
+                "attention: proj_l must keep its own forward, because SLA merges its weight with the values, got one "
+                "in front of it (a LoRA in bypass mode); load that LoRA with LoraLoaderModelOnly"
+            )
         int8 = attention.mode == "sagesla"
         q, k, v = linear_together((self.q, self.k, self.v), x)
         with self.norm_q.lend(q) as lent:

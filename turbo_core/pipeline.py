@@ -69,6 +69,7 @@ class Pipeline:
     Args:
         progress: what is going on, and how far it is.
         interrupted: called often, everywhere; raises to cancel, after which the pipeline may be used again.
+        dtype: what the network computes in, if it is not to be the device's own.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class Pipeline:
         *,
         progress: Progress | None = None,
         interrupted: Callable[[], None] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.files, self.settings, self.device = files, settings, device
         self._progress = progress or (lambda *_: None)
         self._interrupted = interrupted or (lambda: None)
-        self.dtype = _compute_dtype(device)
+        self.dtype = dtype or _compute_dtype(device)
         self._sources = _sources(files)
         self._experts: dict[str, Expert] = {}
         for source in self._sources.values():

@@ -39,8 +39,8 @@ class ServerMaker:
     ) -> None:
         self._client = ComfyClient(url)
         self._choice, self._settings, self._progress = choice, settings, progress
-        self._options: dict[str, list[str]] = {}
-        """Files that the server offers, by kind of loader."""
+        self._nodes: dict[str, dict[str, Any]] = {}
+        """What the server said of the kinds of nodes that it was asked for."""
 
     def check(self, request: Request) -> None:
         """Raise where the server lacks nodes or files for the request."""
@@ -52,7 +52,7 @@ class ServerMaker:
         shipped = _shipped(request)
         self._check_number(len(_loaders(shipped)))
         for kind in {node["class_type"] for node in shipped.values()}:
-            self._check_node(kind)
+            self._node(kind)
         for kind, name in self._files():
             self._offered(kind, name)
 
@@ -93,7 +93,7 @@ class ServerMaker:
             "TurboLoader": {name: told[name] for name in ("attention", "topk", "precision")},
             "CLIPLoader": {"clip_name": self._offered("CLIPLoader", self._choice.text_encoder)},
             "VAELoader": {"vae_name": self._offered("VAELoader", self._choice.vae)},
-            "CLIPTextEncode": {"text": _literal(request.prompt)},
+            "CLIPTextEncode": {"text": literal(request.prompt)},
             "EmptyHunyuanLatentVideo": size,
             "TurboT2VSampler": sampling,
             "TurboImageToVideo": size | {"resolution": "custom"},
@@ -123,20 +123,20 @@ class ServerMaker:
                 "or give an image with --image"
             )
 
-    def _check_node(self, kind: str) -> dict[str, Any]:
-        node = self._client.node(kind)
-        if node is None:
-            remedy = "install TurboWan in its custom_nodes" if kind.startswith(PACK) else "update it to 0.8.0 or newer"
-            raise ServerError(
-                f"server: {self._client.url} must have the node {kind}, it has not; {remedy}, and restart it"
-            )
-        return node
+    def _node(self, kind: str) -> dict[str, Any]:
+        if kind not in self._nodes:
+            node = self._client.node(kind)
+            if node is None:
+                remedy = "install TurboWan in its custom_nodes" if kind.startswith(PACK) else "update it"
+                raise ServerError(
+                    f"server: {self._client.url} must have the node {kind}, it has not; {remedy}, and restart it"
+                )
+            self._nodes[kind] = node
+        return self._nodes[kind]
 
     def _offered(self, kind: str, name: str) -> str:
         """The server's own name of a file; it may lie in a subfolder there."""
-        if kind not in self._options:
-            self._options[kind] = _options(self._check_node(kind), FILE_INPUTS[kind])
-        offered = self._options[kind]
+        offered = _options(self._node(kind), FILE_INPUTS[kind])
         wanted = Path(name).name if Path(name).is_absolute() else name
         found = [option for option in offered if option.replace("\\", "/") == wanted]
         found = found or [o for o in offered if PurePosixPath(o.replace("\\", "/")).name == wanted]
@@ -174,7 +174,7 @@ def _options(node: dict[str, Any], name: str) -> list[str]:
     return list(kind if isinstance(kind, list) else (rest[0].get("options", []) if rest else []))
 
 
-def _literal(prompt: str) -> str:
+def literal(prompt: str) -> str:
     """The prompt as ComfyUI takes it without reading weights into its parentheses."""
     return prompt.replace("(", "\\(").replace(")", "\\)")
 

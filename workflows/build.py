@@ -171,8 +171,8 @@ def demo() -> Graph:
             },
             title="Note",
         ),
-        "model": Node("TurboLoader", (0, 0, 420, 150), loader(demo_bundle.T2V)),
-        "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": demo_bundle.VAE}),
+        "model": Node("TurboLoader", (0, 0, 420, 150), loader(demo_bundle.T2V.name)),
+        "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": demo_bundle.VAE.name}),
         "text": Node(
             "TurboPromptCache",
             (460, 0, 420, 200),

@@ -33,6 +33,22 @@ async function load(page, graph) {
   await page.waitForTimeout(1000);
 }
 
+// Leaves a node of that type alone on the canvas, with its help beside it.
+async function openHelp(page, type) {
+  await page.evaluate((type) => {
+    const app = window.app;
+    app.graph.clear();
+    const node = window.LiteGraph.createNode(type);
+    app.graph.add(node);
+    app.canvas.selectNode(node);
+    app.canvas.setDirty(true, true);
+  }, type);
+  await page.waitForTimeout(400);
+  const button = page.locator('[data-testid="info-button"], button:has(.icon-\\[lucide--info\\])').first();
+  await button.click({ timeout: 10_000 });
+  await page.waitForTimeout(1200);
+}
+
 function run(main) {
   main().catch((error) => {
     console.error(error);
@@ -40,4 +56,4 @@ function run(main) {
   });
 }
 
-module.exports = { config, withPage, ready, load, run };
+module.exports = { config, withPage, ready, load, openHelp, run };

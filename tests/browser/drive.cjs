@@ -2,7 +2,7 @@
 // usage: node drive.cjs CONFIG.json   with {playwright, chromium, url, workflows: {name: graph}, shots, help}
 
 const path = require("node:path");
-const { config, withPage, ready, load, run } = require("./browser.cjs");
+const { config, withPage, ready, load, openHelp, run } = require("./browser.cjs");
 
 async function main(page) {
   const errors = [];
@@ -43,18 +43,7 @@ async function open(page, name, graph) {
 async function helpPages(page, names) {
   const shown = {};
   for (const node of names) {
-    await page.evaluate((type) => {
-      const app = window.app;
-      app.graph.clear();
-      const node = window.LiteGraph.createNode(type);
-      app.graph.add(node);
-      app.canvas.selectNode(node);
-      app.canvas.setDirty(true, true);
-    }, node);
-    await page.waitForTimeout(400);
-    const button = page.locator('[data-testid="info-button"], button:has(.icon-\\[lucide--info\\])').first();
-    await button.click({ timeout: 10_000 });
-    await page.waitForTimeout(1200);
+    await openHelp(page, node);
     shown[node] = await page.evaluate(() => document.body.innerText);
     if (node === names[0]) await page.screenshot({ path: path.join(config.shots, `help of ${node}.png`) });
     await page.keyboard.press("Escape");

@@ -1,4 +1,7 @@
-"""Writes docs/pictures: each shipped workflow as ComfyUI's real frontend shows it. `make pictures` runs it."""
+"""Writes docs/pictures: the shipped workflows, and a node with its help, in ComfyUI's real frontend.
+
+`make pictures` runs it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from host.server import REPO
 from PIL import Image
 
 PICTURES = REPO / "docs" / "pictures"
+HELP = "TurboI2VSampler"  # the node that is shown with its help page
 COLOURS = 256  # of a palette: half of JPEG's bytes, and text stays sharp
 SPREAD = Image.Quantize.MAXCOVERAGE  # keeps the colours of thin links too; rounds of k-means then give exact greys
 
@@ -27,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base, shots = Path(folder) / "comfyui", Path(folder) / "shots"
         with frontend.comfyui(checkout, make_venv.make(checkout), base) as process:
-            frontend.drive("pictures.cjs", process, shots)
+            frontend.drive("pictures.cjs", process, shots, help=HELP)
         for shot in sorted(shots.glob("*.png")):
             _write(shot, PICTURES / shot.name)
 

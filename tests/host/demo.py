@@ -30,7 +30,8 @@ def pack_with_bundle(folder: Path, prompts: list[str]) -> Path:
 
 
 def write_random_bundle(folder: Path, prompts: list[str]) -> None:
-    folder.mkdir(parents=True)
+    for file in NEEDED:
+        (folder / file).parent.mkdir(parents=True)
     tiny.save_pth(folder / demo_bundle.T2V, tiny.tiny_tensors(text_dim=TEXT_DIM, quantized=True, seed=1))
     save_file(tiny.tiny_vae_tensors(), folder / demo_bundle.VAE)
     generator = torch.Generator().manual_seed(0)

@@ -44,7 +44,7 @@ def made(host_with_demo: ComfyProcess) -> bytes:
     graph = workflow()
     run = client.run(graph)
     assert run.ok, run.error
-    assert run.texts[nodes_of(graph, "TurboPromptCache")[0]] == f"prompt from {demo_bundle.PROMPTS}"
+    assert run.texts[nodes_of(graph, "TurboPromptCache")[0]] == f"prompt from {demo_bundle.PROMPTS.name}"
     saved = run.outputs[nodes_of(graph, "SaveVideo")[0]]["images"][0]
     return client.view(saved["filename"], saved["subfolder"])
 
@@ -68,13 +68,13 @@ def test_the_loader_lists_networks_alone(host_with_demo: ComfyProcess) -> None:
     info = ComfyClient(host_with_demo.url).object_info("TurboLoader")["TurboLoader"]
     spec = info["input"]["required"]["file"]
     listed = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
-    assert demo_bundle.T2V in listed
-    assert not {demo_bundle.VAE, demo_bundle.TEXT_ENCODER, demo_bundle.PROMPTS} & set(listed)
+    assert demo_bundle.T2V.name in listed
+    assert not {demo_bundle.VAE.name, demo_bundle.TEXT_ENCODER.name, demo_bundle.PROMPTS.name} & set(listed)
 
 
 def test_another_models_prompt_is_refused_with_the_remedy(host_with_demo: ComfyProcess) -> None:
     graph = Graph()
-    model = graph.add("TurboLoader", file=demo_bundle.T2V, attention="auto", topk=0.1, precision="auto")
+    model = graph.add("TurboLoader", file=demo_bundle.T2V.name, attention="auto", topk=0.1, precision="auto")
     text = graph.add("TestConditioning", seed=1, tokens=512, width=4096, batch=1, words=40, fault="none")
     latent = graph.add("EmptyHunyuanLatentVideo", width=160, height=160, length=5, batch_size=1)
     sampled = graph.add(

@@ -100,6 +100,23 @@ def test_lora_on_int8_weights_equals_the_merged_weights(client: ComfyClient) -> 
     assert errors["effect"] > 10 * errors["patched"], errors
 
 
+@pytest.mark.parametrize("file", [models.T2V_DENSE_QUANT, models.T2V_DEQUANTIZED])
+def test_lora_in_bypass_mode_equals_the_merged_weights(client: ComfyClient, file: str) -> None:
+    """It replaces the forwards of Linears, which may be part of a larger product or leave codes, and rounds nothing."""
+    node = "LoraLoaderBypassModelOnly"
+    if not client.object_info(node):
+        pytest.skip("this ComfyUI has no bypass mode")
+    graph = TinyGraph()
+    text, latent = graph.text(), graph.empty()
+    model = graph.load(file, attention="dense")
+    patched = graph.t2v(graph.add(node, model=model, lora_name=models.LORA, strength_model=1.0), text, latent)
+    merged = graph.t2v(graph.load(models.T2V_LORA_MERGED), text, latent)
+    near, moved = graph.compare(patched, merged), graph.compare(graph.t2v(model, text, latent), merged)
+    run = finished(client, graph)
+    assert run.report(near)["relative"] < LORA_DENSE
+    assert run.report(moved)["relative"] > 10 * LORA_DENSE
+
+
 def test_two_loras_on_int8_weights_equal_the_merged_weights(client: ComfyClient) -> None:
     graph = TinyGraph()
     text, latent = graph.text(), graph.empty()

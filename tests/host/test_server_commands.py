@@ -96,11 +96,6 @@ def test_image_to_video(server: str, client: ComfyClient) -> None:
     assert (start["resolution"], start["width"], start["height"], start["length"]) == ("custom", WIDTH, HEIGHT, LENGTH)
 
 
-def test_prompts_are_taken_literally() -> None:
-    """ComfyUI's own reading of the escaped prompt gives the prompt back, with weight 1 throughout."""
-    assert server_maker._literal("a (red:1.3) ball") == "a \\(red:1.3\\) ball"
-
-
 def test_batch(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": "a"}, {"prompt": "b", "seed": 3}, {"prompt": "bad", "steps": 9}]
     Path("p.jsonl").write_text("\n".join(map(json.dumps, rows)))

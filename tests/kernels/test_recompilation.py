@@ -42,6 +42,7 @@ def run_all(batch: int, length: int) -> None:
     gated = block_int8.GatedResidual(torch.zeros(batch, length, 384, device=device, dtype=half), gate)
     block_int8.linear(block_int8.quantize_activations(x), w, bias, gelu=False, like=x, residual=gated)
     block_int8.linear_quantized(block_int8.quantize_activations(x), w, bias, gelu=True, like=x)
+    block_int8.linear_with_squares(block_int8.quantize_activations(x), w, bias, like=x)
     w_rows = row_codes.quantize_rows_ref(torch.randn(384, 256, device=device), torch.int8)
     y = channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_rows, bias, gelu=False, like=x)
     row_codes.quantize_rows(y, torch.int8, gelu=True)

@@ -12,7 +12,7 @@ import pytest
 from turbowan.turbo_core import batch
 from turbowan.turbo_core.batch import MANIFEST, Job, Line
 from turbowan.turbo_core.commands.batch import _READERS
-from turbowan.turbo_core.errors import LatentError, SettingsError
+from turbowan.turbo_core.errors import LatentError, ServerGoneError, SettingsError
 from turbowan.turbo_core.request import Request
 
 
@@ -29,7 +29,10 @@ class FakeMaker:
         self.prepared.append([request.prompt for request in requests])
 
     def make(self, request: Request, output: Path) -> None:
-        failure = {"bad size": LatentError, "full disk": OSError, "bug": RuntimeError, "stop": KeyboardInterrupt}
+        failure = {
+            "bad size": LatentError, "full disk": OSError, "bug": RuntimeError, "stop": KeyboardInterrupt,
+            "server gone": ServerGoneError,
+        }  # fmt: skip
         if request.prompt in failure:
             raise failure[request.prompt](request.prompt)
         self.made.append(request.prompt)
@@ -84,9 +87,10 @@ def test_a_failure_does_not_stop_the_rest(tmp_path: Path, failing: str) -> None:
     assert (again.made, failed) == ([], 1)
 
 
-def test_a_bug_does_stop_it(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="bug"):
-        run(tmp_path, "a", "bug", "b")
+@pytest.mark.parametrize("failing", ["bug", "server gone"])
+def test_what_the_rest_would_share_does_stop_it(tmp_path: Path, failing: str) -> None:
+    with pytest.raises((RuntimeError, ServerGoneError), match=failing):
+        run(tmp_path, "a", failing, "b")
     assert [entry["prompt"] for entry in entries(tmp_path)] == ["a"]
 
 

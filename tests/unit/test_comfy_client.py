@@ -13,7 +13,7 @@ import pytest
 
 from turbowan.turbo_core import comfy_client, server_maker
 from turbowan.turbo_core.comfy_client import ComfyClient
-from turbowan.turbo_core.errors import ServerError, SettingsError
+from turbowan.turbo_core.errors import ServerError, ServerGoneError, SettingsError
 from turbowan.turbo_core.expert import NetworkSettings
 from turbowan.turbo_core.model_choice import Named, choose
 from turbowan.turbo_core.request import Request
@@ -136,7 +136,7 @@ def test_it_asks_patiently(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask() -> int:
         asked.append(1)
         if len(asked) < 3:
-            raise comfy_client._UnreachableError("away")
+            raise ServerGoneError("away")
         return 7
 
     assert ComfyClient._patiently(ask) == 7

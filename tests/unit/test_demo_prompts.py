@@ -33,7 +33,7 @@ def test_the_workflow_asks_for_one_of_them() -> None:
 
 @pytest.mark.skipif(not BOOK.is_file(), reason="the demo bundle has no prompt book")
 def test_the_book_holds_what_the_encoder_says() -> None:
-    """Written by `turbowan prompts demo/bundle/prompts.safetensors --from demo/prompts.txt --encoder …`."""
+    """`turbowan prompts`, from demo/prompts.txt and the bundle's encoder, writes it."""
     book = open_book(BOOK)
     assert book.texts == PROMPTS
     some = PROMPTS[::40]

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tolerances import relative_error
 from torch import nn
 
+from turbowan.demo import stage as stage_module
 from turbowan.demo.stage import LOOK, Settings, Stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +49,21 @@ def test_a_stage_in_pieces_is_the_stage_in_one(settings, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     assert seen == pytest.approx(losses, rel=0.02)
     assert relative_error(stage.averaged()["weight"], whole.averaged()["weight"]) < MOMENTS_IN_BF16
+
+
+def test_a_kill_leaves_what_was_saved_last(settings, monkeypatch):
+    monkeypatch.setattr(stage_module, "SAVE_SECONDS", 0)
+    model = nn.Linear(4, 4)
+    stage, steps = Stage(model, settings), iter(range(LOOK + 5))
+
+    def losses_of(generator):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return {"loss": model(torch.randn(2, 4, generator=generator)).square().mean()}
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(losses_of)
+    assert Stage(nn.Linear(4, 4), settings).step == LOOK
 
 
 def test_a_finished_stage_does_nothing_more(settings):

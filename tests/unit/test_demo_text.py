@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from torch.nn.functional import cosine_similarity
 
 from turbowan.demo import dataset, text_encoder
 from turbowan.demo.vocabulary import BACKGROUNDS, HELD_OUT, TRAINED, caption
+from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.text_encoder import LENGTH, TextEncoder
 
 CPU = torch.device("cpu")
@@ -34,6 +35,17 @@ def test_the_file_says_the_same_each_time():
     assert all(torch.equal(first[name], second[name]) for name in first)
     pieces = [[(m.id_to_piece(i), m.get_score(i)) for i in range(m.get_piece_size())] for m in models]
     assert pieces[0] == pieces[1]
+
+
+def test_the_bundles_file_is_the_one_that_is_written():
+    kept = load_file(demo_bundle.FOLDER / demo_bundle.TEXT_ENCODER)
+    written = text_encoder.tensors()
+    assert kept.keys() == written.keys()
+    for name in kept.keys() - {"spiece_model"}:
+        torch.testing.assert_close(kept[name], written[name])
+    for text in every_caption()[::50]:
+        models = [SentencePieceProcessor(model_proto=t["spiece_model"].numpy().tobytes()) for t in (kept, written)]
+        assert models[0].encode(text) == models[1].encode(text)
 
 
 def test_each_word_of_a_caption_is_one_token(encoder):

@@ -106,6 +106,7 @@ def test_the_demo_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert only(files.demo(NOWHERE)).level == "ok"  # not part of the installation
     (tmp_path / "bundle").mkdir()
     assert only(files.demo(NOWHERE)).level == "warn"
-    for name in demo_bundle.FILES:
-        (tmp_path / "bundle" / name).touch()
+    for file in demo_bundle.FILES:
+        (tmp_path / "bundle" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "bundle" / file).touch()
     assert "is complete" in only(files.demo(NOWHERE)).said

@@ -10,6 +10,7 @@ from tolerances import INT8_LAYER, INT8_NETWORK, relative_error
 from turbowan.kernels import block_int8, dispatch
 from turbowan.turbo_core import channelwise, checkpoint
 from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.errors import SettingsError
 from turbowan.turbo_core.layers import Activation, Lending, Lent, Linear
 from turbowan.turbo_core.model import TurboWan
 
@@ -102,6 +103,58 @@ def test_layers_that_a_lora_patches_while_they_are_streamed_run_dense(tmp_path, 
         out = net(latent.half(), timestep, context.half())
     assert len(taken) == len(set(taken)) == 2 * sum(1 if name.startswith("ffn") else 2 for name in dense)
     assert relative_error(out, reference) < INT8_NETWORK
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kernels", [False, True], ids=["torch", "kernels"])
+@pytest.mark.parametrize("codes", ["blocks", "rows"])
+def test_a_forward_that_a_host_put_in_front_is_called(tmp_path, monkeypatch, device, codes, kernels, generator):
+    """ComfyUI's LoRA in bypass mode replaces a Linear's forward; it takes a tensor and adds to what comes out."""
+    net = build(tmp_path)
+    if codes == "rows":
+        tensors, _ = channelwise.to_row_codes(net.state_dict(), torch.int8, torch.device("cpu"))
+        net = TurboWan(net.config, device="meta")
+        net.load(tensors)
+    net = net.to(device)
+    net.attention = AttentionSettings(mode="sla", topk=0.4)
+    latent, timestep, context = (tensor.to(device) for tensor in inputs((1, 4, 6)))
+    layers = {name: module for name, module in net.blocks.named_modules() if isinstance(module, Linear)}
+    layers = {name: layer for name, layer in layers.items() if "proj_l" not in name}
+    deltas = {name: torch.randn(layer.out_features, generator=generator).to(device) for name, layer in layers.items()}
+    called = []
+
+    def in_front(name, forward):
+        def bypass(x):
+            called.append(name)
+            return forward(x) + deltas[name].to(x.dtype)
+
+        return bypass
+
+    with torch.inference_mode():
+        monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: "the test asks for torch")
+        plain = net(latent, timestep, context)
+        for name, layer in layers.items():
+            layer.bias.data += deltas[name]
+        reference = net(latent, timestep, context)
+        monkeypatch.setattr(dispatch, "triton_refusal", lambda *_: None if kernels else "the test asks for torch")
+        for name, layer in layers.items():
+            layer.bias.data -= deltas[name]
+            layer.forward = in_front(name, layer.forward)
+        out = net(latent.half(), timestep, context.half())
+        assert sorted(called) == sorted(layers)
+        assert relative_error(out, reference) < INT8_NETWORK
+        assert relative_error(plain, reference) > 10 * INT8_NETWORK
+        for layer in layers.values():  # as ComfyUI takes it back
+            layer.forward = Linear.forward.__get__(layer)
+        assert not any(layer.replaced for layer in layers.values())
+
+
+def test_a_forward_in_front_of_proj_l_is_refused(tmp_path):
+    net = build(tmp_path)
+    net.attention = AttentionSettings(mode="sla", topk=0.4)
+    net.blocks[0].self_attn.proj_l.forward = lambda x: x
+    with pytest.raises(SettingsError, match="load that LoRA with LoraLoaderModelOnly"):
+        net(*inputs((1, 4, 6)))
 
 
 def test_a_layer_that_gets_codes_alone_can_still_run_dense(generator):

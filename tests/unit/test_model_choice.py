@@ -34,9 +34,10 @@ def test_without_a_name_the_demo_model(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert Path(image.low).name == "TurboWanDemo-I2V-low-quant.safetensors"
     with pytest.raises(SettingsError, match="the demo model must lie in .*take a copy of the repository"):
         locate(text, None)
-    for name in ("TurboWanDemo-T2V-quant.pth", "turbowan_demo_vae.safetensors", "turbowan_demo_umt5.safetensors"):
-        (tmp_path / name).touch()
-    assert locate(text, None).files.network == tmp_path / "TurboWanDemo-T2V-quant.pth"
+    for file in (demo_bundle.T2V, demo_bundle.VAE, demo_bundle.TEXT_ENCODER):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    assert locate(text, None).files.network == tmp_path / demo_bundle.T2V
 
 
 @pytest.mark.parametrize("name", RELEASES)

@@ -118,6 +118,12 @@ def test_image_to_video_is_the_formula(
     assert relative_error(i2v.sample(request, text), wanted) < SAME_MATHS_FP32
 
 
+def test_a_network_computes_in_the_dtype_that_is_given(models: TinyModels, t2v: Pipeline, text: Tensor) -> None:
+    given = text_to_video(models, dtype=torch.bfloat16)
+    assert (t2v.dtype, given.dtype) == (torch.float32, torch.bfloat16)
+    assert 1e-4 < relative_error(given.sample(REQUEST, text), t2v.sample(REQUEST, text)) < 0.05
+
+
 def test_a_seed_decides_the_latents(t2v: Pipeline, models: TinyModels, text: Tensor) -> None:
     first = t2v.sample(REQUEST, text)
     assert first.shape == LATENT

@@ -8,14 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_models
+import torch
 from PIL import Image
 from tiny_models import TinyModels
 
 from turbowan.turbo_core import cli, demo_bundle
+from turbowan.turbo_core.pipeline import Pipeline
 from turbowan.turbo_core.video_file import read_comment
 
 pytest.importorskip("transformers")
@@ -34,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 @pytest.fixture
 def demo(models: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The tiny models as the demo bundle; the working folder."""
-    monkeypatch.setattr(demo_bundle, "FOLDER", models.t2v.parent)
+    monkeypatch.setattr(demo_bundle, "FOLDER", models.t2v.parents[1])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -134,6 +137,37 @@ def test_a_prompt_in_another_encoding(demo: Path, capsys: pytest.CaptureFixture[
     """As Python takes a byte that is not UTF-8 from a terminal."""
     assert cli.main(["generate", "gr\udcf6n"]) == 1
     assert r"the prompt must be Unicode text, '\udcf6' is none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "turbowan: interrupted; nothing was written"),
+        (torch.cuda.OutOfMemoryError("VAE decode: ran out of memory on cuda:0"), 1, "turbowan: VAE decode: ran out"),
+        (MemoryError(), 1, "turbowan: ran out of memory"),
+    ],
+)
+def test_an_end_on_the_way_leaves_nothing(
+    demo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    decode = Pipeline.decode
+
+    def half(self: Pipeline, latent: torch.Tensor, receive: Callable[[torch.Tensor], None]) -> None:
+        def first(frames: torch.Tensor) -> None:
+            receive(frames)
+            raise failure
+
+        decode(self, latent, first)
+
+    monkeypatch.setattr(Pipeline, "decode", half)
+    assert cli.main(["generate", "a red ball", *SMALL]) == code
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    assert list(demo.iterdir()) == []
 
 
 def test_batch_makes_resumes_and_tells(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,8 +40,8 @@ def _surroundings() -> tuple[Surroundings, list[Finding]]:
         folders = {folder: search_folders(folder) for folder in ("diffusion_models", "text_encoders", "vae")}
     except TurboWanError as failure:
         return Surroundings(base=base), [warn("models", str(failure), "correct that file, then run this again")]
-    if demo_bundle.FOLDER.is_dir():
-        folders["diffusion_models"] += (demo_bundle.FOLDER,)
+    if (networks := demo_bundle.FOLDER / "diffusion_models").is_dir():
+        folders["diffusion_models"] += (networks,)
     return Surroundings(base=base, folders=folders), []
 
 

@@ -22,8 +22,6 @@ def networks(surroundings: Surroundings) -> Iterator[Finding]:
     known: list[tuple[str, str | None]] = []  # (family, expert), the demo model's left out
     others = 0
     for path in _files(surroundings, "diffusion_models"):
-        if path.name in demo_bundle.FILES and path.name not in demo_bundle.NETWORKS:
-            continue
         try:
             if not _is_mapped(path):
                 raise UnsupportedModelError("an older container, which only a load would tell")
@@ -41,7 +39,7 @@ def networks(surroundings: Surroundings) -> Iterator[Finding]:
         marks = ["block-int8" if config.quantized else "unquantized", "SLA-trained" if config.has_proj_l else "dense"]
         marks += [f"{found.expert}-noise expert"] if found.expert else []
         yield ok("models", f"{path}: {config.name}, {', '.join(marks)}, {path.stat().st_size / 1e9:.1f} GB")
-        if path.name not in demo_bundle.NETWORKS:
+        if path.name not in demo_bundle.NAMES:
             known.append((config.family, found.expert))
     if others:
         yield ok("models", f"{others} more files are for other loaders")
@@ -79,7 +77,7 @@ def vaes(surroundings: Surroundings) -> Iterator[Finding]:
 
     found = False
     for path in _files(surroundings, "vae"):
-        if path.name in demo_bundle.FILES:
+        if path.name in demo_bundle.NAMES:
             continue
         try:
             content = open_weights(path).content if _is_mapped(path) else None
@@ -100,7 +98,7 @@ def demo(_: Surroundings) -> Iterator[Finding]:
     if not demo_bundle.FOLDER.is_dir():
         yield ok("models", "this installation came without the demo model")
         return
-    lacking = [name for name in demo_bundle.FILES if not (demo_bundle.FOLDER / name).is_file()]
+    lacking = [str(file) for file in demo_bundle.FILES if not (demo_bundle.FOLDER / file).is_file()]
     if lacking:
         yield warn("models", f"the demo model in {demo_bundle.FOLDER} lacks {', '.join(lacking)}", "get the pack again")
     else:

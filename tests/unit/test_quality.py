@@ -1,0 +1,280 @@
+"""The quality benchmark on tiny random models: its references, its file, its page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_models
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from turbowan.benchmarks import quality, quality_data
+from turbowan.benchmarks.block_sets import forced_blocks, recorded_blocks
+from turbowan.benchmarks.quality import Bench, bundle_files, psnr, triple_of, write_unquantized
+from turbowan.benchmarks.quality_data import EQUAL_DB, QualityError, Study, Subject, Video
+from turbowan.benchmarks.quality_options import AXES, DEFAULT, Option, options
+from turbowan.demo.vocabulary import HELD_OUT
+from turbowan.kernels import routing
+from turbowan.turbo_core import checkpoint, demo_bundle
+from turbowan.turbo_core.block_int8 import dequantize_tensors
+from turbowan.turbo_core.request import Request
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+SIZE = (128, 96, 9)  # 144 tokens: 2 query blocks, 3 key blocks
+SPARSE = Option(steps=1)
+VIDEO = Video(numeric_db=40.0, full_db=25.0, colour=True, shape=True, motion=False, seconds=2.0)
+SUBJECT = Subject(device="G", versions={"torch": "2"}, size="128x96x9", model={"a.pth": "12ab"})
+STUDY = Study(subject=SUBJECT, date="2026-11-24", results=(), left_out={"sagesla": "no kernel"})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    tiny_models.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(bundle: Path) -> Bench:
+    files = bundle_files(bundle)
+    made = Bench(files, write_unquantized(files, None, bundle / "unquantized.safetensors"), CPU, SIZE)
+    made.prepare(range(2))
+    return made
+
+
+class TestBlocks:
+    @staticmethod
+    def route(seed: int) -> torch.Tensor:
+        q, k = torch.randn(2, 1, 2, 5, 128, generator=torch.Generator().manual_seed(seed))
+        return routing.route(q, k, routing.key_mean(k, 5 * routing.BLOCK_K), 2)
+
+    def route_over(self, sets: list[torch.Tensor], calls: int) -> None:
+        with forced_blocks(sets):
+            for _ in range(calls):
+                self.route(0)
+
+    def test_recorded_ones_are_given_back(self) -> None:
+        own = self.route(0)
+        with recorded_blocks() as sets:
+            assert torch.equal(self.route(0), own)
+            second = self.route(1)
+        assert len(sets) == 2
+        with forced_blocks([sets[1].flip(-1), sets[0]]):
+            assert torch.equal(self.route(0), second)
+            assert torch.equal(self.route(1), own)
+        assert torch.equal(self.route(0), own)
+
+    @pytest.mark.parametrize("calls", [1, 3])
+    def test_calls_that_are_not_those_recorded_are_refused(self, calls: int) -> None:
+        own, route = self.route(0), routing.route
+        with pytest.raises(ValueError, match="a set for each call, got 2"):
+            self.route_over([own, own], calls)
+        assert routing.route is route
+
+
+class TestOptions:
+    def test_each_axis_passes_through_the_default_and_changes_one_thing(self) -> None:
+        for axis, moved in AXES.items():
+            assert DEFAULT in moved
+            for option in moved:
+                assert dataclasses.replace(option, **{axis: getattr(DEFAULT, axis)}) == DEFAULT
+        everything = options()
+        assert everything[0] == DEFAULT
+        assert len(set(everything)) == len(everything) == len({option.name for option in everything})
+        assert options(("sampler",)) == AXES["sampler"]
+
+    def test_the_default_is_what_a_user_gets(self) -> None:
+        request = Request(prompt="", size=(160, 160))
+        assert (DEFAULT.steps, DEFAULT.sampler) == (request.steps, request.chosen_sampler)
+        settings = type(DEFAULT.network)()
+        assert (settings.attention, settings.topk, settings.precision) == ("auto", DEFAULT.topk, "auto")
+
+
+class TestVideos:
+    def test_figures_of_frames(self) -> None:
+        black = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+        assert psnr(black, black) == EQUAL_DB
+        assert psnr(black, black + 1) == round(20 * math.log10(255), 2)
+        assert psnr(black, black + 255) == 0
+        assert quality.clip(black + 255).shape == (3, 2, 4, 4)
+        assert quality.clip(black).unique().tolist() == [-1]
+
+    def test_seeds_go_through_the_held_out_triples(self) -> None:
+        assert [triple_of(number) for number in range(30)] == list(HELD_OUT)
+        assert triple_of(31) == HELD_OUT[1]
+
+    def test_the_reference_has_the_options_own_blocks(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With them rounding alone is left; with others the videos are far apart, as they are over all blocks."""
+        option = dataclasses.replace(SPARSE, precision="bf16")
+        video = bench.measure(option, 1)
+        assert 40 < video.numeric_db < EQUAL_DB
+        assert video.full_db < video.numeric_db - 6
+        assert video.seconds > 0
+
+        forced = quality.forced_blocks
+        monkeypatch.setattr(quality, "forced_blocks", lambda sets: forced([2 - each for each in sets]))
+        assert bench.measure(option, 1).numeric_db < video.numeric_db - 6
+
+    def test_over_all_blocks_both_references_are_one(self, bench: Bench) -> None:
+        video = bench.measure(dataclasses.replace(SPARSE, topk=1.0, precision="channelwise"), 0)
+        assert video.numeric_db == video.full_db < EQUAL_DB
+
+    def test_dense_attention_is_held_against_dense_attention(self, bench: Bench) -> None:
+        video = bench.measure(dataclasses.replace(SPARSE, attention="dense", precision="bf16"), 0)
+        assert 40 < video.numeric_db < EQUAL_DB
+        assert video.full_db < video.numeric_db - 6
+
+    def test_one_number_is_one_video(self, bench: Bench) -> None:
+        first = bench.frames(SPARSE, 0)
+        assert torch.equal(bench.frames(SPARSE, 0), first)
+        assert not torch.equal(bench.frames(SPARSE, 1), first)
+
+    def test_what_needs_a_gpu_is_refused_with_the_reason(self, bench: Bench) -> None:
+        assert bench.refusal(DEFAULT) is None
+        for option in (AXES["attention"][-1], AXES["precision"][-1]):
+            assert "not cuda" in bench.refusal(option)
+
+
+@pytest.mark.gpu
+def test_a_gpu_serves_every_option_and_its_reference(bench: Bench) -> None:
+    """The reference refuses blocks of another number of calls, as they would be if compiling had been recorded."""
+    on_gpu = Bench(bench.files, bench._unquantized.network, torch.device("cuda"), SIZE)
+    on_gpu.prepare(range(1))
+    for option in options():
+        reason = on_gpu.refusal(option)
+        if reason is not None:
+            assert option.precision == "fp8", reason
+            continue
+        video = on_gpu.measure(option, 0)
+        assert video.numeric_db > 15, option
+        if option.sparse and option.topk < 0.3:
+            assert video.numeric_db > video.full_db, option
+
+
+class TestReferenceWeights:
+    def test_they_are_the_bundles_dequantized(self, bundle: Path, bench: Bench) -> None:
+        written = checkpoint.read(bundle / "unquantized.safetensors")
+        expected = dequantize_tensors(checkpoint.read(bundle / demo_bundle.T2V).tensors, torch.float32)
+        assert written.turbodiffusion
+        assert written.tensors.keys() == expected.keys()
+        for name, tensor in written.tensors.items():
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, expected[name].float())
+
+    def test_or_those_that_training_left(self, bundle: Path, bench: Bench, tmp_path: Path) -> None:
+        weights = {
+            name: tensor.float() * 1.01 for name, tensor in checkpoint.read(bench._unquantized.network).tensors.items()
+        }
+        state = tmp_path / "state.safetensors"
+        save_file({f"average.{name}": tensor for name, tensor in weights.items()}, state)
+        written = checkpoint.read(write_unquantized(bench.files, state, tmp_path / "written.safetensors"))
+        assert all(torch.equal(written.tensors[name], tensor) for name, tensor in weights.items())
+
+    def test_of_another_model_they_are_refused(self, bench: Bench, tmp_path: Path) -> None:
+        other = checkpoint.read(
+            tiny.save_pth(tmp_path / "other.pth", tiny.tiny_tensors(dim=128, num_layers=1, text_dim=64))
+        )
+        state = tmp_path / "state.safetensors"
+        save_file({f"average.{name}": tensor.float() for name, tensor in other.tensors.items()}, state)
+        with pytest.raises(QualityError, match="another number of blocks"):
+            write_unquantized(bench.files, state, tmp_path / "written.safetensors")
+
+
+class TestFile:
+    def test_what_is_written_is_read(self, tmp_path: Path) -> None:
+        study = STUDY.with_video(DEFAULT, VIDEO).with_video(SPARSE, VIDEO).with_video(DEFAULT, VIDEO)
+        study.write(tmp_path / "new" / "q.json")
+        assert quality_data.read(tmp_path / "new" / "q.json") == study
+        assert (study.count(DEFAULT), study.count(SPARSE), study.count(Option(steps=3))) == (2, 1, 0)
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["q.json"]
+        STUDY.write(tmp_path / "empty.json")
+        assert quality_data.read(tmp_path / "empty.json") == STUDY
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"results": [{}]}'])
+    def test_another_file_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "q.json").write_text(text)
+        with pytest.raises(QualityError, match="must be what"):
+            quality_data.read(tmp_path / "q.json")
+
+    @pytest.mark.parametrize("change", [{"device": "other"}, {"size": "16x16x1"}, {"model": {"a.pth": "0"}}])
+    def test_measurements_of_something_else_are_not_gone_on_with(self, tmp_path: Path, change: dict) -> None:
+        STUDY.write(tmp_path / "q.json")
+        assert quality_data.resumed(tmp_path / "q.json", SUBJECT, "2027-01-01").date == "2027-01-01"
+        with pytest.raises(QualityError, match=f"the same {next(iter(change))}"):
+            quality_data.resumed(tmp_path / "q.json", dataclasses.replace(SUBJECT, **change), "2027-01-01")
+
+    def test_a_table_has_medians_and_shares(self) -> None:
+        study = STUDY
+        for decibels, motion in ((30.0, True), (40.0, False), (90.0, True)):
+            study = study.with_video(DEFAULT, dataclasses.replace(VIDEO, numeric_db=decibels, motion=motion))
+        study = study.with_video(SPARSE, dataclasses.replace(VIDEO, numeric_db=EQUAL_DB, motion=True))
+        head, rule, default, single = quality_data.table(study, (DEFAULT, SPARSE, Option(steps=2))).splitlines()
+        assert len({len(line) for line in (head, rule, default, single)}) == 1
+        cells = [cell.strip() for cell in default.strip("|").split("|")]
+        assert cells == [
+            "sla 0.1, int8, 4 steps, sde (default)",
+            "40.0",
+            "25.0",
+            "67%",
+            "100%",
+            "100%",
+            "67%",
+            "2",
+            "3",
+        ]
+        assert "equal" in single
+        assert "1 step," in single
+
+    def test_a_page_has_axes_pictures_and_reasons(self) -> None:
+        text = quality_data.page(STUDY.with_video(DEFAULT, VIDEO).with_video(SPARSE, VIDEO), {"steps": "q_steps.png"})
+        assert "## By steps" in text
+        assert "(q_steps.png)" in text
+        assert "## By topk" not in text
+        assert "- sagesla: no kernel" in text
+        assert "a.pth (SHA-256 12ab…)" in text
+
+
+class TestCommand:
+    @staticmethod
+    def call(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
+        monkeypatch.setattr("sys.argv", ["quality", *map(str, words)])
+        quality.main()
+
+    def test_a_missing_bundle_is_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match=f"must lie in .*{demo_bundle.T2V}.* is not there"):
+            self.call(monkeypatch, tmp_path / "q.json", "--bundle", tmp_path)
+
+    @pytest.mark.parametrize("words", [("q.txt",), ("q.json", "--axes", "steps,fly"), ("q.json", "--videos", "0")])
+    def test_wrong_arguments_are_refused(self, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            self.call(monkeypatch, *words)
+
+    def test_it_stops_when_its_minutes_are_over_and_goes_on(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(quality, "AXES", {"steps": (SPARSE,)})
+        monkeypatch.setattr(quality, "options", lambda axes: (SPARSE,))
+        file = tmp_path / "q.json"
+        words = (file, "--bundle", bundle, "--axes", "steps", "--size", "128x96x9", "--device", "cpu")
+        self.call(monkeypatch, *words, "--minutes", "0")
+        assert not file.exists()
+        assert "60 videos are still to be made" in capsys.readouterr().out
+        self.call(monkeypatch, *words, "--videos", "1")
+        (first,) = json.loads(file.read_text())["results"][0]["videos"]
+        assert "still" not in capsys.readouterr().out
+        with Image.open(tmp_path / "q_steps.png") as picture:
+            assert picture.height > 2 * SIZE[1]
+        assert file.with_suffix(".md").read_text().startswith("# Quality")
+        self.call(monkeypatch, *words, "--videos", "2")
+        videos = json.loads(file.read_text())["results"][0]["videos"]
+        assert videos[0] == first
+        assert len(videos) == 2
