@@ -157,11 +157,14 @@ def _keep(job: Job) -> str:
 
 def _transfer(job: Job, endpoint: str | None) -> None:
     """Let the partial file grow to its full size; a broken connection is taken up for as long as it brings bytes."""
-    if _size(job.partial) > job.size:
-        job.partial.unlink()
     url = hf_hub_url(job.file.repository, job.file.path, endpoint=endpoint)
     headers = build_hf_headers(library_name="turbowan")
-    while (done := _size(job.partial)) < job.size or not job.partial.exists():
+    while True:
+        if _size(job.partial) > job.size:  # where a proxy knows no ranges, older clients append the whole file
+            job.partial.unlink()
+        done = _size(job.partial)
+        if done == job.size and job.partial.exists():
+            return
         try:
             with _hub_errors(job.file.repository), job.partial.open("ab") as file:
                 http_get(
