@@ -55,7 +55,7 @@ def ask(probe: Probe, surroundings: Surroundings) -> list[Finding]:
             for finding in probe.look(surroundings):
                 found.append(finding)
         except ModuleNotFoundError as failure:
-            text = f"could not be examined without the package {failure.name}"
+            text = f"could not be examined without the package {failure.name or failure}"
             found.append(warn(probe.topic, text, "install what is lacking, then run this again"))
         except Exception as failure:  # whatever a machine answers, the doctor goes on
             log.debug("doctor: %s", probe.topic, exc_info=True)
