@@ -93,19 +93,7 @@ def text_to_video() -> Graph:
         "clip": Node("CLIPLoader", (0, 200, 420, 110), {"clip_name": ENCODER, "type": "wan", "device": "default"}),
         "vae": Node("VAELoader", (0, 360, 420, 60), {"vae_name": VAE}),
         "text": Node("CLIPTextEncode", (460, 0, 420, 200), {"text": prompt}, {"clip": ("clip", 0)}, "Prompt"),
-        "latent": Node(
-            "EmptyHunyuanLatentVideo",
-            (460, 250, 420, 130),
-            {"width": 832, "height": 480, "length": 81, "batch_size": 1},
-            title="Size and length",
-        ),
-        "sampler": Node(
-            "TurboT2VSampler",
-            (920, 0, 320, 200),
-            {"seed": 0, "steps": 4, "sigma_max": 80.0, "noise": "comfy"},
-            {"model": ("model", 0), "conditioning": ("text", 0), "latent": ("latent", 0)},
-        ),
-        **video((1280, 0), "video/TurboWan_T2V"),
+        **sampled((832, 480), "video/TurboWan_T2V"),
     }
 
 
@@ -179,10 +167,22 @@ def demo() -> Graph:
             {"text": "a red ball bouncing to the right", "disk_mb": 1024},
             title="Prompt",
         ),
+        **sampled((160, 160), "video/TurboWan_Demo"),
+    }
+
+
+def loader(file: str) -> dict[str, Any]:
+    return {"file": file, "attention": "auto", "topk": 0.1, "precision": "auto"}
+
+
+def sampled(size: tuple[int, int], prefix: str) -> Graph:
+    """Text to video behind the nodes "model", "text" and "vae"."""
+    width, height = size
+    return {
         "latent": Node(
             "EmptyHunyuanLatentVideo",
             (460, 250, 420, 130),
-            {"width": 160, "height": 160, "length": 81, "batch_size": 1},
+            {"width": width, "height": height, "length": 81, "batch_size": 1},
             title="Size and length",
         ),
         "sampler": Node(
@@ -191,12 +191,8 @@ def demo() -> Graph:
             {"seed": 0, "steps": 4, "sigma_max": 80.0, "noise": "comfy"},
             {"model": ("model", 0), "conditioning": ("text", 0), "latent": ("latent", 0)},
         ),
-        **video((1280, 0), "video/TurboWan_Demo"),
+        **video((1280, 0), prefix),
     }
-
-
-def loader(file: str) -> dict[str, Any]:
-    return {"file": file, "attention": "auto", "topk": 0.1, "precision": "auto"}
 
 
 def video(corner: tuple[int, int], prefix: str) -> Graph:
