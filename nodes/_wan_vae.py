@@ -11,12 +11,11 @@ from comfy.sd import VAE
 
 from ..turbo_core import vae as wan_vae
 from ..turbo_core import vae_weights
-from ..turbo_core.vae_plan import Plan
+from ..turbo_core.vae_plan import BUDGET_SHARE, Plan
 from ..turbo_core.vae_weights import Direction
 from ._operations import progress_bar, throw_if_interrupted
 
 RGB = 3
-BUDGET_SHARE = 0.65  # of the free memory: convolutions need workspace that no plan counts
 
 _compiled_for: set[tuple[Direction, torch.device, torch.dtype, wan_vae.VAEConfig]] = set()
 

@@ -30,7 +30,7 @@ from .rcm import StepNoise
 from .request import Request
 from .text_encoder import TextEncoder
 from .vae import WanVAE, denormalize, latent_size
-from .vae_plan import Plan
+from .vae_plan import BUDGET_SHARE, Plan
 from .weight_file import open_weights
 
 log = logging.getLogger("turbowan")
@@ -41,7 +41,6 @@ Progress = Callable[[Stage, int, int], None]
 Receive = Callable[[Tensor], None]
 """Called with the next frames of the video, uint8 [t, H, W, 3], on the device that made them."""
 
-VAE_SHARE = 0.65  # of the free memory: convolutions need workspace that no plan counts
 REMEDY = "choose fewer frames or a smaller size, a quantized model, attention sla instead of dense, or --device cpu"
 
 
@@ -268,7 +267,7 @@ class Pipeline:
         """The VAE on the device, and the bytes that its passes may take there."""
         if self.device.type == "cuda":
             weights = sum(tensor.numel() for tensor in self._vae_tensors.values()) * self._vae_dtype.itemsize
-            if VAE_SHARE * (free_bytes(self.device) - weights) < plan.working_bytes:
+            if BUDGET_SHARE * (free_bytes(self.device) - weights) < plan.working_bytes:
                 self.release()
         vae = vae_weights.from_tensors(
             self._vae_tensors, device=self.device, dtype=self._vae_dtype, direction=direction
@@ -276,7 +275,7 @@ class Pipeline:
         if direction not in self._compiled:
             vae.compile_ahead(direction, progress=self._reporter("kernels"), interrupted=self._interrupted)
             self._compiled.add(direction)
-        return vae, int(VAE_SHARE * free_bytes(self.device)) if self.device.type == "cuda" else None
+        return vae, int(BUDGET_SHARE * free_bytes(self.device)) if self.device.type == "cuda" else None
 
     def _reporter(self, stage: Stage) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:

@@ -27,6 +27,7 @@ from .vae_layers import CausalConv3d, Layer, Upsample
 
 PIXEL_FRAMES = (4, 2, 1)  # tried from the largest: frames per pass at full resolution
 DEFAULT_PIXEL_FRAMES = 4  # without a budget
+BUDGET_SHARE = 0.65  # of the free memory, as a budget: convolutions need workspace that no plan counts
 OVERLAP = 8  # latent positions that neighbouring tiles share
 LATENT_COPIES = 2 * 16  # elements per position: as given and through the 1x1x1 convolution
 LEAST_TILE = 24  # at least 2·OVERLAP + 4: no position lies in three tiles of a row
