@@ -31,7 +31,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .block_int8_finish_gluon import fetch_residual, finish_tile
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, load_tile, next_stage
+from .hopper_gluon import barrier, barriers, load_tile, next_stage
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -240,12 +240,8 @@ def _linear_kernel(
     a_tiles = gl.allocate_shared_memory(gl.int8, [STAGES * GROUPS, rows, depth], a_desc.layout)
     w_tiles = gl.allocate_shared_memory(gl.int8, [STAGES, columns, depth], w_desc.layout)
     y_tiles = gl.allocate_shared_memory(y_desc.dtype, [GROUPS, rows, columns], y_desc.layout)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ready, free = barriers(STAGES, GROUPS)
     x_arrived = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(ready.index(stage), count=1)
-        mbarrier.init(free.index(stage), count=GROUPS)
     for group in gl.static_range(GROUPS):
         mbarrier.init(x_arrived.index(group), count=1)
     fence_async_shared()  # copies must find the barriers as they begin
