@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from .. import demo_bundle
 from ..catalogue import RELEASES, TEXT_ENCODER, VAE, Folder
@@ -13,27 +14,22 @@ from .finding import Finding, Surroundings, error, ok, warn
 ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
 MOST = 500  # files looked at in one folder
 
+File = TypeVar("File")
+
 
 def networks(surroundings: Surroundings) -> Iterator[Finding]:
     """Every file in diffusion_models that TurboLoader takes, and what is damaged; other models are counted."""
     from ..checkpoint import read
-    from ..errors import CheckpointError, UnsupportedModelError
 
     known: list[tuple[str, str | None]] = []  # (family, expert), the demo model's left out
     others = 0
     for path in _files(surroundings, "diffusion_models"):
-        try:
-            if not _is_mapped(path):
-                raise UnsupportedModelError("an older container, which only a load would tell")
-            found = read(path)
-        except UnsupportedModelError:
+        found = _taken(path, read)
+        if found is None:
             others += 1
             continue
-        except CheckpointError as failure:
-            yield warn("models", f"{path}: {failure}", "download it again if you want to use it")
-            continue
-        except OSError as failure:
-            yield _unreadable(path, failure)
+        if isinstance(found, Finding):
+            yield found
             continue
         config = found.config
         marks = ["block-int8" if config.quantized else "unquantized", "SLA-trained" if config.has_proj_l else "dense"]
@@ -47,25 +43,18 @@ def networks(surroundings: Surroundings) -> Iterator[Finding]:
 
 
 def text_encoders(surroundings: Surroundings) -> Iterator[Finding]:
-    from ..errors import CheckpointError, UnsupportedModelError
     from ..umt5_file import read
 
     found = False
     for path in _files(surroundings, "text_encoders"):
-        try:
-            if not _is_mapped(path):
-                continue
-            shape = read(path).shape
-        except UnsupportedModelError:
+        encoder = _taken(path, read)
+        if encoder is None:
             continue
-        except CheckpointError as failure:
-            yield warn("models", f"{path}: {failure}", "download it again if you want to use it")
-            continue
-        except OSError as failure:
-            yield _unreadable(path, failure)
+        if isinstance(encoder, Finding):
+            yield encoder
             continue
         found = True
-        yield ok("models", f"{path}: {shape.name}")
+        yield ok("models", f"{path}: {encoder.shape.name}")
     if not found:
         yield warn("models", "no umT5 text encoder was found", _download(TEXT_ENCODER.name))
 
@@ -119,6 +108,23 @@ def _complete(known: list[tuple[str, str | None]]) -> Iterator[Finding]:
 def _download(name: str) -> str:
     release = RELEASES["t2v-1.3b"]
     return f"`{release.command()}` brings {name}, or put yours into ComfyUI's models folder"
+
+
+def _taken(path: Path, read: Callable[[Path], File]) -> File | Finding | None:
+    """What ``read`` makes of a file; a finding where it is damaged, None where it is for another loader.
+
+    An older container, which only a load would tell, counts as another's.
+    """
+    from ..errors import CheckpointError, UnsupportedModelError
+
+    try:
+        return read(path) if _is_mapped(path) else None
+    except UnsupportedModelError:
+        return None
+    except CheckpointError as failure:
+        return warn("models", f"{path}: {failure}", "download it again if you want to use it")
+    except OSError as failure:
+        return _unreadable(path, failure)
 
 
 def _unreadable(path: Path, failure: OSError) -> Finding:
