@@ -148,7 +148,7 @@ def _head(inputs: Inputs, c_in: int, size: tuple[int, int]) -> Case:
     weight, bias = inputs.weight(3, c_in, 3, 3, 3), inputs.vector(3)
 
     def ours() -> Tensor:
-        return vae_head.sum_taps(vae_head.tap_products(x, gamma, weight), None, bias, size[0])
+        return vae_head.sum_taps(vae_head.tap_products(x, gamma, weight), None, bias, size[0])[0]
 
     def plain(x: Tensor) -> Tensor:
         normed = torch.empty_like(x)

@@ -2,12 +2,13 @@
 
     n[t] = silu(norm(x[t]))                                                 see `vae_norm`
     P[t, tap, c] = Σ_i W[c, i, tap] · n[t, i]                               tap = (dt, dy, dx), position by position
-    out[c, t, y, x] = bias[c] + Σ_tap P[t + dt - 2, tap, c, y + dy - 1, x + dx - 1]
+    S[c, t, y, x] = Σ_tap P[t + dt - 2, tap, c, y + dy - 1, x + dx - 1]     out = bias + S
 
 So few output channels leave a convolution's matrix units idle; as products of all 27 taps at once they are a GEMM of
 ordinary width that reads x once and writes no normed copy. The products, [B, 1, T, 27·C_out·H, W] with the planes of
 a frame below each other, are fp16 whatever x is: they are sums of order 1, and their rounding stays below bf16's.
-What a later piece needs are the products of the last two frames, zeros before a clip's first.
+T frames of a clip finish T sums and begin two more: these, `begun` [B, C_out, 2, H, W] in fp32, are all that the next
+frames of the clip need, 24 bytes a position where the last two frames of products are 324.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import Kernel
+from .vae_conv import REACH
 from .vae_norm import channel_norm_ref
 
 HEAD = Kernel(name="VAE head", last_dim_multiple=32, contiguous=True)
@@ -33,18 +35,24 @@ def tap_products_ref(x: Tensor, gamma: Tensor, weight: Tensor, dtype: torch.dtyp
     return products.flatten(2, 3).unsqueeze(1).to(dtype)
 
 
-def sum_taps_ref(products: Tensor, past: Tensor | None, bias: Tensor, height: int) -> Tensor:
-    """out [B, C_out, T, H, W] in bias's dtype, from P of these frames and of the two before them, if any."""
-    frames = products.shape[2]
-    behind = products.new_zeros(*products.shape[:2], 2, *products.shape[3:]) if past is None else past
-    planes = torch.cat((behind, products), 2).float().squeeze(1).unflatten(2, (3, 3, 3, bias.shape[0], height))
-    planes = F.pad(planes, (1, 1, 1, 1))  # [B, T + 2, dt, dy, dx, C_out, H + 2, W + 2]
-    height, width = planes.shape[-2] - 2, planes.shape[-1] - 2
-    total = bias.float().view(-1, 1, 1)
+def sum_taps_ref(products: Tensor, begun: Tensor | None, bias: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """out [B, C_out, T, H, W] in bias's dtype, and the two sums S that come after it, as far as T frames bring them.
+
+    ``products`` are P of T frames, ``begun`` is what the frames before these left; none at a clip's first.
+    """
+    batch, _, frames, _, width = products.shape
+    wide = torch.promote_types(products.dtype, torch.float32)
+    planes = products.to(wide).squeeze(1).unflatten(2, (3, 3, 3, bias.shape[0], height))
+    planes = F.pad(planes, (1, 1, 1, 1))  # [B, T, dt, dy, dx, C_out, H + 2, W + 2]
+    sums = planes.new_zeros(batch, frames + REACH, bias.shape[0], height, width)
     for tap in range(TAPS):
         dt, dy, dx = tap // 9, tap // 3 % 3, tap % 3
-        total = total + planes[:, dt : dt + frames, dt, dy, dx, :, dy : dy + height, dx : dx + width]
-    return total.movedim(1, 2).to(bias.dtype)
+        sums[:, REACH - dt :][:, :frames] += planes[:, :, dt, dy, dx, :, dy : dy + height, dx : dx + width]
+    sums = sums.movedim(1, 2)  # [B, C_out, T + 2, H, W]
+    if begun is not None:
+        sums[:, :, :REACH] += begun
+    out = sums[:, :, :frames] + bias.to(wide).view(-1, 1, 1, 1)
+    return out.to(bias.dtype), sums[:, :, frames:].contiguous()
 
 
 def tap_rows(weight: Tensor) -> Tensor:
@@ -71,8 +79,8 @@ def tap_products(x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
     return tap_products_triton(x.movedim(1, -1)[0], gamma, tap_rows(weight).to(x.dtype))
 
 
-def sum_taps(products: Tensor, past: Tensor | None, bias: Tensor, height: int) -> Tensor:
+def sum_taps(products: Tensor, begun: Tensor | None, bias: Tensor, height: int) -> tuple[Tensor, Tensor]:
     """`sum_taps_ref` by the kernel; only where `kernel_takes` the layer's input."""
     from .vae_head_triton import sum_taps_triton
 
-    return sum_taps_triton(products, past, bias, height)
+    return sum_taps_triton(products, begun, bias, height)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .vae_head import PRODUCT_TYPE, TAPS
+from .vae_head import PRODUCT_TYPE, REACH, TAPS
 from .vae_norm import LENGTH_FLOOR
 from .vae_norm_triton import normalize
 
@@ -44,42 +44,43 @@ def _products_kernel(
     tl.store(out, products.to(products_ptr.dtype.element_ty), mask=(positions < area)[:, None] & (columns < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["height", "width", "frames"])
+@triton.jit(do_not_specialize=["height", "width", "frames", "begun"])
 def _sum_kernel(
     products_ptr,  # [T, 27·C_OUT, H, W]
-    past_ptr,  # [2, 27·C_OUT, H, W]
+    begun_ptr,  # [C_OUT, REACH, H, W]
     bias_ptr,  # [C_OUT]
     out_ptr,  # [C_OUT, T, H, W]
+    next_ptr,  # [C_OUT, REACH, H, W]
     height,
     width,
     frames,
-    HAS_PAST: tl.constexpr,
+    begun,  # sums: REACH, or 0 at a clip's first frame
+    REACH: tl.constexpr,
     C_OUT: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    frame = tl.program_id(1)
-    area = height * width
+    frame = tl.program_id(1)  # of T + REACH
+    area = (height * width).to(tl.int64)
     positions = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
     y, x = positions // width, positions % width
-    planes = area.to(tl.int64) * (27 * C_OUT)
     for c in tl.static_range(C_OUT):
-        total = tl.zeros((POSITIONS,), tl.float32) + tl.load(bias_ptr + c).to(tl.float32)
+        total = tl.zeros((POSITIONS,), tl.float32)
+        if frame < begun:
+            total += tl.load(begun_ptr + (c * REACH + frame) * area + positions, mask=y < height, other=0.0)
         for dt in tl.static_range(3):
-            source = frame + dt - 2
-            if source >= 0:
-                first = products_ptr + source * planes
-            else:
-                first = past_ptr + (source + 2) * planes
-            bottom = height
-            if not HAS_PAST:
-                bottom = tl.where(source >= 0, height, 0)
-            for tap in tl.static_range(9):
-                row, column = y + (tap // 3 - 1), x + (tap % 3 - 1)
-                inside = (row >= 0) & (row < bottom) & (column >= 0) & (column < width)
-                plane = first + area.to(tl.int64) * ((dt * 9 + tap) * C_OUT + c)
-                total += tl.load(plane + row * width + column, mask=inside, other=0.0).to(tl.float32)
-        out = out_ptr + (c * frames + frame).to(tl.int64) * area + positions
-        tl.store(out, total.to(out_ptr.dtype.element_ty), mask=y < height)
+            source = frame + dt - REACH
+            if (source >= 0) & (source < frames):
+                for tap in tl.static_range(9):
+                    row, column = y + (tap // 3 - 1), x + (tap % 3 - 1)
+                    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                    plane = products_ptr + ((source * 27 + dt * 9 + tap) * C_OUT + c) * area
+                    total += tl.load(plane + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        if frame < frames:
+            total += tl.load(bias_ptr + c).to(tl.float32)
+            out = out_ptr + (c * frames + frame) * area + positions
+            tl.store(out, total.to(out_ptr.dtype.element_ty), mask=y < height)
+        else:
+            tl.store(next_ptr + (c * REACH + frame - frames) * area + positions, total, mask=y < height)
 
 
 def tap_products_triton(x: Tensor, gamma: Tensor, rows: Tensor) -> Tensor:
@@ -105,25 +106,28 @@ def tap_products_triton(x: Tensor, gamma: Tensor, rows: Tensor) -> Tensor:
     return products
 
 
-def sum_taps_triton(products: Tensor, past: Tensor | None, bias: Tensor, height: int) -> Tensor:
-    """products and past [1, 1, T or 2, 27·C_out·H, W]; see `vae_head.sum_taps_ref`. Returns [1, C_out, T, H, W]."""
+def sum_taps_triton(products: Tensor, begun: Tensor | None, bias: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """products [1, 1, T, 27·C_out·H, W], begun [1, C_out, 2, H, W] in fp32, contiguous; see `vae_head.sum_taps_ref`."""
     frames, planes, width = products.shape[2:]
     c_out = bias.shape[0]
     if planes != TAPS * c_out * height:
         raise ValueError(f"VAE head: products must have {TAPS}·{c_out}·{height} rows, got {planes}")
     out = torch.empty(1, c_out, frames, height, width, dtype=bias.dtype, device=products.device)
+    after = torch.empty(1, c_out, REACH, height, width, dtype=torch.float32, device=products.device)
     with torch.cuda.device_of(products):
-        _sum_kernel[(triton.cdiv(height * width, SUM_POSITIONS), frames)](
+        _sum_kernel[(triton.cdiv(height * width, SUM_POSITIONS), frames + REACH)](
             products,
-            products if past is None else past,
+            after if begun is None else begun,
             bias,
             out,
+            after,
             height,
             width,
             frames,
-            HAS_PAST=past is not None,
+            0 if begun is None else REACH,
+            REACH=REACH,
             C_OUT=c_out,
             POSITIONS=SUM_POSITIONS,
             num_warps=4,
         )
-    return out
+    return out, after

@@ -57,8 +57,9 @@ class Past:
         frames[:, :, count - have :] = x[:, :, x.shape[TIME] - have :]
 
     def replace(self, layer: nn.Module, frames: Tensor) -> None:
-        """Remember ``frames`` themselves instead of what was remembered."""
-        self._frames[layer] = frames
+        """Remember ``frames`` themselves, or what a kernel made of them, instead of what was remembered."""
+        if self._wanted:
+            self._frames[layer] = frames
 
     def packed(self, layer: Conv | CausalConv3d, pack: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         """The layer's weight as a kernel reads it, in the type of ``like``; packed once a clip."""
@@ -249,18 +250,16 @@ class Head(nn.ModuleDict):
         if not vae_head.kernel_takes(x, conv.weight):
             return conv.close(_normed_window(norm, conv, x, past), past)
         products = vae_head.tap_products(x, norm.gamma, conv.weight)
-        out = vae_head.sum_taps(products, past.get(conv), conv.bias.to(x.dtype), x.shape[-2])
-        past.keep(conv, products, conv.history)
+        out, begun = vae_head.sum_taps(products, past.get(conv), conv.bias.to(x.dtype), x.shape[-2])
+        past.replace(conv, begun)
         return out
 
     def work(self, frames: int) -> int:
         return self["2"].work(frames) + NORM_WORK * frames
 
     def tail(self) -> int:
-        """Of the input, or the kernel's products of all taps."""
-        conv = self["2"]
-        products = vae_head.TAPS * conv.c_out if vae_head.fits(conv.weight) else 0
-        return conv.history * max(conv.c_in, products)
+        """Of the input; the kernel's sums, six fp32 numbers a position, are less than two frames of any width."""
+        return self["2"].tail()
 
 
 class ResidualBlock(nn.Module):

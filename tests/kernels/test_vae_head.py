@@ -32,15 +32,31 @@ def head_ref(x, behind, gamma, weight, bias):
     return F.conv3d(normed, weight, bias)[:, :, -x.shape[2] :]
 
 
+def products_of(x, gamma, weight):
+    return vae_head.tap_products_ref(x, gamma, weight, torch.float64)
+
+
 @pytest.mark.parametrize("follows", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_references_equal_the_convolution(case, follows, generator):
     x, behind, gamma, weight, bias = inputs(case, generator)
-    past = vae_head.tap_products_ref(behind, gamma, weight, torch.float64) if follows else None
-    products = vae_head.tap_products_ref(x, gamma, weight, torch.float64)
-    out = vae_head.sum_taps_ref(products, past, bias, x.shape[-2])
+    height, begun = x.shape[-2], None
+    if follows:
+        _, begun = vae_head.sum_taps_ref(products_of(behind, gamma, weight), None, bias, height)
+    out, _ = vae_head.sum_taps_ref(products_of(x, gamma, weight), begun, bias, height)
     expected = head_ref(x, behind if follows else None, gamma, weight, bias)
     assert relative_error(out, expected) < SAME_MATHS_FP32  # of the sums
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_clip_frame_by_frame(case, generator):
+    """A single frame leaves two sums begun, the later of them by the frame before."""
+    x, behind, gamma, weight, bias = inputs(case, generator)
+    clip, begun, frames = torch.cat((behind, x), 2), None, []
+    for frame in clip.split(1, 2):
+        out, begun = vae_head.sum_taps_ref(products_of(frame, gamma, weight), begun, bias, x.shape[-2])
+        frames.append(out)
+    assert relative_error(torch.cat(frames, 2), head_ref(clip, None, gamma, weight, bias)) < SAME_MATHS_FP32
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -56,15 +72,14 @@ def test_products_kernel(case, half, device, generator):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sums_kernel(case, follows, half, device, generator):
     c_out, _, (frames, height, width) = case
-    rows = vae_head.TAPS * c_out * height
-    products, past = (
-        torch.randn(1, 1, count, rows, width, generator=generator).to(device, vae_head.PRODUCT_TYPE)
-        for count in (frames, 2)
-    )
+    products = torch.randn(1, 1, frames, vae_head.TAPS * c_out * height, width, generator=generator)
+    begun = torch.randn(1, c_out, vae_head.REACH, height, width, generator=generator) if follows else None
+    products, begun = products.to(device, vae_head.PRODUCT_TYPE), begun.to(device) if follows else None
     bias = torch.randn(c_out, generator=generator).to(device, half)
-    out = sum_taps_triton(products, past if follows else None, bias, height)
-    expected = vae_head.sum_taps_ref(products, past if follows else None, bias.float(), height)
+    out, left = sum_taps_triton(products, begun, bias, height)
+    expected, expected_left = vae_head.sum_taps_ref(products, begun, bias.float(), height)
     assert relative_error(out, expected) < HALF_PRODUCTS[half]
+    assert relative_error(left, expected_left) < SAME_MATHS_FP32
 
 
 def test_products_of_another_height_are_refused(device):
