@@ -95,10 +95,10 @@ class Encoder(nn.Module):
     def levels(self) -> list[Level]:
         w, down = self.conv1.c_out, tuple(self.downsamples)
         return [
-            Level(layers=(self.conv1, *down[:3]), channels=self.conv1.c_in, area=64, rate=4, share=1),
-            Level(layers=down[3:6], channels=w, area=16, rate=4, share=2),
-            Level(layers=down[6:9], channels=2 * w, area=4, rate=2, share=4),
-            Level(layers=(*down[9:], *self.middle, self.head), channels=4 * w, area=1, rate=1, share=4),
+            Level(layers=(self.conv1, *down[:3]), channels=self.conv1.c_in, area=64, rate=4, passes=(4, 2, 1)),
+            Level(layers=down[3:6], channels=w, area=16, rate=4, passes=(4, 2, 2)),
+            Level(layers=down[6:9], channels=2 * w, area=4, rate=2, passes=(4, 4, 2)),
+            Level(layers=(*down[9:], *self.middle, self.head), channels=4 * w, area=1, rate=1, passes=(4, 2, 2)),
         ]
 
 
@@ -125,10 +125,10 @@ class Decoder(nn.Module):
         w, up = self.conv1.c_out // 4, tuple(self.upsamples)
         first = (self.conv1, *self.middle, *up[:4])
         return [
-            Level(layers=first, channels=LATENT_CHANNELS, area=1, rate=1, share=4),
-            Level(layers=up[4:8], channels=2 * w, area=4, rate=2, share=1),
-            Level(layers=up[8:12], channels=2 * w, area=16, rate=4, share=1),
-            Level(layers=(*up[12:], self.head), channels=w, area=64, rate=4, share=1),
+            Level(layers=first, channels=LATENT_CHANNELS, area=1, rate=1, passes=(2, 2, 1)),
+            Level(layers=up[4:8], channels=2 * w, area=4, rate=2, passes=(2, 2, 1)),
+            Level(layers=up[8:12], channels=2 * w, area=16, rate=4, passes=(4, 2, 1)),
+            Level(layers=(*up[12:], self.head), channels=w, area=64, rate=4, passes=(4, 2, 1)),
         ]
 
 

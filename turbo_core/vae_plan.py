@@ -25,8 +25,6 @@ from torch import Tensor
 from .errors import SettingsError
 from .vae_layers import CausalConv3d, Layer, Upsample
 
-PIXEL_FRAMES = (4, 2, 1)  # tried from the largest: frames per pass at full resolution
-DEFAULT_PIXEL_FRAMES = 4  # without a budget
 BUDGET_SHARE = 0.65  # of the free memory, as a budget: convolutions need workspace that no plan counts
 OVERLAP = 8  # latent positions that neighbouring tiles share
 LATENT_COPIES = 2 * 16  # elements per position: as given and through the 1x1x1 convolution
@@ -43,8 +41,8 @@ class Level:
     """Positions of a frame per latent position: 1, 4, 16 or 64."""
     rate: int
     """Frames per latent frame: 1, 2 or 4."""
-    share: int
-    """Frames per pass for each frame per pass at full resolution; even where frames are halved."""
+    passes: tuple[int, ...]
+    """Frames per pass where there is room, then with less and less of it; even where frames are halved."""
 
     def work(self, frames: int) -> int:
         return self.area * max(layer.work(frames) for layer in self.layers)
@@ -109,14 +107,12 @@ def make_plan(
 ) -> Plan:
     """The largest passes over whole frames that fit the budget; where none do, the fewest tiles that fit.
 
-    Without a budget the passes are small ones, which a GPU runs within 2 % of the large ones' speed. ``chunk``
-    is the most latent frames that any level takes at once, and what every level takes where that fits. ``still``:
-    the clip's last given frame stands for those that were not given.
+    ``chunk`` is the most latent frames that any level takes at once, and what every level takes where that fits.
+    ``still``: the clip's last given frame stands for those that were not given.
     """
     if chunk is not None and chunk < 1:
         raise SettingsError(f"VAE: chunk must be at least 1 latent frame, got {chunk}; leave it out to choose it")
-    pixel_frames = PIXEL_FRAMES if budget is not None else (DEFAULT_PIXEL_FRAMES,)
-    choices = _choices(levels, size[0], chunk, pixel_frames)
+    choices = _choices(levels, size[0], chunk)
     whole = ((0, size[1]),), ((0, size[2]),)
     needed_by = partial(working_bytes, levels, itemsize=itemsize, still=still)
     for frames in choices:
@@ -126,17 +122,16 @@ def make_plan(
     return _tiled_plan(needed_by, choices, size, budget)
 
 
-def _choices(
-    levels: Sequence[Level], latent_frames: int, chunk: int | None, pixel_frames: Sequence[int]
-) -> list[tuple[int, ...]]:
+def _choices(levels: Sequence[Level], latent_frames: int, chunk: int | None) -> list[tuple[int, ...]]:
     """Frames per pass and level, largest first."""
     if latent_frames == 1:
         return [tuple(1 for _ in levels)]
     rest = latent_frames - 1  # the first frame goes alone
     most = min(rest, chunk or rest)
     first = [tuple(most * level.rate for level in levels)] if chunk else []
-    shared = [tuple(min(count * level.share, most * level.rate) for level in levels) for count in pixel_frames]
-    return list(dict.fromkeys(first + shared))
+    own = zip(*(level.passes for level in levels), strict=True)
+    bounded = [tuple(min(count, most * level.rate) for count, level in zip(c, levels, strict=True)) for c in own]
+    return list(dict.fromkeys(first + bounded))
 
 
 def _tiled_plan(
