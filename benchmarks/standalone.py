@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av  # noqa: F401  # a file's writer wants it after minutes of work: without it, end at once
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
