@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,8 +34,7 @@ def decode(vae: VAE, latent: Tensor) -> Tensor:
     where = "TurboVAEDecode"
     if not decodes_here(vae, latent, where):
         return own_images(vae, latent)
-    with memory_advice(where, vae.device, VAE_REMEDY):
-        decoder = lend_decoder(vae, latent)
+    with memory_advice(where, vae.device, VAE_REMEDY), lend_decoder(vae, latent) as decoder:
         images = Frames(
             video_size(latent),
             device=vae.output_device,
@@ -63,18 +63,19 @@ def own_images(vae: VAE, latent: Tensor) -> Tensor:
     return images.reshape(-1, *images.shape[-3:])
 
 
-def lend_decoder(vae: VAE, latent: Tensor) -> LentDecoder:
+@contextmanager
+def lend_decoder(vae: VAE, latent: Tensor) -> Iterator[LentDecoder]:
     """Our decoder for one latent, with the host's memory cleared for it."""
     extent = tuple(latent.shape[2:])
-    decoder, budget = lend(vae, "decode", lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None))
-    run = partial(
-        decoder.decode_to,
-        z_BCTHW=latent,
-        memory_budget_bytes=budget,
-        interrupted=throw_if_interrupted,
-        output_device=vae.output_device,
-    )
-    return LentDecoder(run=run, device=decoder.device)
+    with lend(vae, "decode", lambda shapes: shapes.plan_decode(extent, chunk=None, budget=None)) as (decoder, budget):
+        run = partial(
+            decoder.decode_to,
+            z_BCTHW=latent,
+            memory_budget_bytes=budget,
+            interrupted=throw_if_interrupted,
+            output_device=vae.output_device,
+        )
+        yield LentDecoder(run=run, device=decoder.device)
 
 
 def video_size(latent: Tensor) -> tuple[int, int, int, int]:

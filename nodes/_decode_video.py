@@ -33,7 +33,8 @@ def decode_to_video(
     wanted = Format(width=width, height=height, frames=samples * frames, **settings)
     recorder = Recorder(wanted, finish=vae.process_output, progress=progress_bar(), interrupted=throw_if_interrupted)
     with memory_advice(WHERE, vae.device, VAE_REMEDY), recorder:
-        lend_decoder(vae, latent).run(recorder.receive, progress=recorder.decoded)
+        with lend_decoder(vae, latent) as decoder:
+            decoder.run(recorder.receive, progress=recorder.decoded)
         return InputImpl.VideoFromFile(recorder.result())
 
 

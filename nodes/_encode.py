@@ -29,17 +29,17 @@ def encode_still(vae: VAE, frames_THWC: Tensor, length: int, where: str) -> Tens
 def _encode_wan(vae: VAE, frames_THWC: Tensor, length: int) -> Tensor:
     given, height, width, _ = frames_THWC.shape
     size = latent_size(length, height, width)
-    encoder, budget = lend(
-        vae, "encode", lambda shapes: shapes.plan_encode(size, chunk=None, budget=None, still=length > given)
-    )
-    latent = encoder.encode(
-        vae.process_input(frames_THWC.movedim(-1, 0)[None]),
-        length=length,
-        memory_budget_bytes=budget,
-        progress=progress_bar(),
-        interrupted=throw_if_interrupted,
-        output_device=vae.output_device,
-    )
+    still = length > given
+    with lend(vae, "encode", lambda shapes: shapes.plan_encode(size, chunk=None, budget=None, still=still)) as lent:
+        encoder, budget = lent
+        latent = encoder.encode(
+            vae.process_input(frames_THWC.movedim(-1, 0)[None]),
+            length=length,
+            memory_budget_bytes=budget,
+            progress=progress_bar(),
+            interrupted=throw_if_interrupted,
+            output_device=vae.output_device,
+        )
     return latent.to(output_dtype(vae))
 
 

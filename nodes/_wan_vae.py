@@ -1,21 +1,32 @@
-"""The host's Wan 2.1 VAE lent to our code: its weights, its device and dtype, its memory management."""
+"""The host's Wan 2.1 VAE lent to our code: its weights, its device and dtype, its memory management.
+
+Weights that the host has put on the device are shared. Large ones that it streams are lent layer by layer, all of them
+for the length of a call: they stay on the device for the next prompt, as after the host's own decode, until the host
+wants that memory. What it has no room to keep is copied.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import comfy.ldm.wan.vae
 import comfy.model_management
+import comfy.ops
 import torch
 from comfy.sd import VAE
+from torch import Tensor, nn
 
 from ..turbo_core import vae as wan_vae
 from ..turbo_core import vae_weights
 from ..turbo_core.vae_plan import BUDGET_SHARE, Plan
-from ..turbo_core.vae_weights import Direction
+from ..turbo_core.vae_weights import OTHER_PART, Direction
 from ._operations import progress_bar, throw_if_interrupted
 
 RGB = 3
+# Of the host's: set on a module whose weights it streams, and what it found at them when it last kept them there.
+STREAMED, KEPT = "_v", "_v_signature"
 
 _compiled_for: set[tuple[Direction, torch.device, torch.dtype, wan_vae.VAEConfig]] = set()
 
@@ -37,21 +48,47 @@ def output_dtype(vae: VAE) -> torch.dtype:
     return decide() if decide else torch.float32
 
 
-def lend(vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan]) -> tuple[wan_vae.WanVAE, int]:
+@contextmanager
+def lend(
+    vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan]
+) -> Iterator[tuple[wan_vae.WanVAE, int]]:
     """Our VAE over the weights of a VAE without refusal, and the bytes its passes may take on the device.
 
     The host first makes room for the plan, which is made from the weights' shapes. What the direction needs of kernels
     is compiled the first time, with progress.
     """
     vae.throw_exception_if_invalid()
-    ours = vae_weights.shaped_like(vae.first_stage_model.state_dict(), vae.vae_dtype)
-    needed = plan(ours).working_bytes + comfy.model_management.module_size(vae.first_stage_model)
+    model = vae.first_stage_model
+    ours = vae_weights.shaped_like(model.state_dict(), vae.vae_dtype)
+    needed = plan(ours).working_bytes + comfy.model_management.module_size(model)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
-    # Weights that the host has put on the device are shared; what it streams is copied for the length of the call.
-    weights = vae.first_stage_model.state_dict()
-    vae_weights.fill(ours, weights, device=vae.device, dtype=vae.vae_dtype, direction=direction)
-    kind = (direction, ours.device, ours.dtype, ours.config)
-    if kind not in _compiled_for:
-        ours.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)
-        _compiled_for.add(kind)
-    return ours, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))
+    with _lent_weights(model, direction, vae.device, vae.vae_dtype) as weights:
+        vae_weights.fill(ours, weights, device=vae.device, dtype=vae.vae_dtype, direction=direction)
+        kind = (direction, ours.device, ours.dtype, ours.config)
+        if kind not in _compiled_for:
+            ours.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)
+            _compiled_for.add(kind)
+        yield ours, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))
+
+
+@contextmanager
+def _lent_weights(
+    model: nn.Module, direction: Direction, device: torch.device, dtype: torch.dtype
+) -> Iterator[dict[str, Tensor]]:
+    """The model's tensors by name; those of the direction that the host streams are on the device."""
+    weights = model.state_dict()
+    with ExitStack() as loans:
+        for path, module in model.named_modules():
+            if path.startswith(OTHER_PART[direction]) or not hasattr(module, STREAMED):
+                continue
+            weight, bias, loan = comfy.ops.cast_bias_weight(
+                module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+            )
+            give_back = partial(comfy.ops.uncast_bias_weight, module, weight, bias, loan)
+            if getattr(module, KEPT) is None:  # the next layer's weights come to the same place
+                weight, bias = weight.clone(), bias.clone()
+                give_back()
+            else:
+                loans.callback(give_back)
+            weights |= {f"{path}.weight": weight, f"{path}.bias": bias}
+        yield weights

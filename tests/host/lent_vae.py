@@ -1,0 +1,108 @@
+"""A VAE whose weights ComfyUI streams, without a GPU: decodes twice and prints where the weights came from, as JSON.
+
+    python lent_vae.py CHECKOUT PACK VAE_FILE
+
+Run by `test_lent_vae`. The host streams only where comfy-aimdo works, and that needs a GPU. Here its two functions that
+lend a module's weights are stood in for: half of the modules find room to stay, the others share one buffer, which
+each of them overwrites.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+CHECKOUT, PACK, VAE_FILE = map(Path, sys.argv[1:])
+
+
+class Lender:
+    """In place of the host's streaming: who has which weights out on loan, and who has asked for some."""
+
+    def __init__(self) -> None:
+        self.out: list[nn.Module] = []
+        self.asked: list[nn.Module] = []
+        self._buffer = torch.empty(0)
+
+    def lend(self, module: nn.Module, *, dtype: torch.dtype, **_: object) -> tuple[Tensor, Tensor, object]:
+        self.out.append(module)
+        self.asked.append(module)
+        module._v_signature = "kept" if module.has_room else None
+        if module.has_room:
+            return module.lent_weight, module.lent_bias, "loan"
+        weight, bias = module.lent_weight, module.lent_bias
+        if self._buffer.numel() < weight.numel() + bias.numel():
+            self._buffer = torch.empty(4 * (weight.numel() + bias.numel()))
+        place = self._buffer[: weight.numel()].view_as(weight).copy_(weight)
+        return place, self._buffer[weight.numel() :][: bias.numel()].copy_(bias), "loan"
+
+    def give_back(self, module: nn.Module, weight: Tensor, bias: Tensor, loan: object) -> None:
+        assert loan == "loan"
+        self.out.remove(module)
+
+
+def import_pack() -> tuple[types.ModuleType, types.ModuleType]:
+    """The host's `comfy.sd` and the pack's `nodes._decode`, for the CPU."""
+    sys.argv = ["main.py", "--cpu"]
+    sys.path.insert(0, str(CHECKOUT))
+    os.chdir(CHECKOUT)
+    server = types.ModuleType("server")
+    server.PromptServer = type("PromptServer", (), {"instance": None})
+    sys.modules["server"] = server
+    importlib.import_module("comfy.options").enable_args_parsing()
+    spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+    sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return importlib.import_module("comfy.sd"), importlib.import_module("pack.nodes._decode")
+
+
+def stream(model: nn.Module) -> None:
+    """Move the convolutions' weights out of the model's reach: what it holds itself is no use any more."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module._v, module._v_signature, module.has_room = object(), None, module.out_channels % 16 == 0
+            module.lent_weight, module.lent_bias = module.weight.detach().clone(), module.bias.detach().clone()
+            module.weight.fill_(float("nan"))
+            module.bias.zero_()
+
+
+@torch.inference_mode()
+def main() -> None:
+    sd, decode = import_pack()
+    from safetensors.torch import load_file
+
+    vae = sd.VAE(sd=load_file(VAE_FILE))
+    latent = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    wanted = decode.decode(vae, latent)
+    stream(vae.first_stage_model)
+    lender = Lender()
+    ops = importlib.import_module("comfy.ops")
+    ops.cast_bias_weight, ops.uncast_bias_weight = lender.lend, lender.give_back
+    same = torch.equal(decode.decode(vae, latent), wanted)
+    names = {module: name for name, module in vae.first_stage_model.named_modules()}
+    asked = sorted(names[module] for module in lender.asked)
+    open_loans = len(lender.out)
+
+    def fail(*_: object) -> None:
+        raise InterruptedError
+
+    during = []
+    with decode.lend_decoder(vae, latent) as decoder:
+        during.append(len(lender.out))
+        try:
+            decoder.run(fail)
+        except InterruptedError:
+            during.append(len(lender.out))
+    kept = sum(module.has_room for module in lender.asked) // 2
+    report = {"same": same, "asked": asked, "open": [open_loans, *during, len(lender.out)], "kept": kept}
+    print(json.dumps(report))
+
+
+main()

@@ -1,0 +1,69 @@
+"""The weights of a VAE that ComfyUI streams: lent for a decode where it keeps them, copied where it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from host import models
+from host.client import ComfyClient
+from host.graphs import TinyGraph, finished
+from host.server import REPO, ComfyProcess
+from safetensors.torch import save_file
+from tolerances import DECODES_BF16
+
+from turbowan.benchmarks import random_vae
+
+SCRIPT = Path(__file__).with_name("lent_vae.py")
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def report(checkout: Path, host_python: Path, models_dir: Path) -> dict:
+    command = [str(host_python), str(SCRIPT), *map(str, (checkout, REPO, models_dir / "vae" / models.VAE))]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    run = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_lent_weights_decode_as_the_vaes_own(report: dict) -> None:
+    assert report["same"]
+
+
+def test_only_the_decoders_weights_are_asked_for(report: dict) -> None:
+    assert "conv2" in report["asked"]
+    assert "decoder.conv1" in report["asked"]
+    assert not [name for name in report["asked"] if name.startswith("encoder.")]
+    assert len(set(report["asked"])) == len(report["asked"])
+
+
+def test_kept_weights_are_out_on_loan_during_a_decode_alone(report: dict) -> None:
+    assert 0 < report["kept"] < len(report["asked"])
+    assert report["open"] == [0, report["kept"], report["kept"], 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_weights_that_stayed_on_a_gpu_are_the_same(checkout: Path, host_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / "vae").mkdir(parents=True)
+    save_file(random_vae.tensors(96), tmp_path / "models" / "vae" / models.VAE)
+    (tmp_path / "frontend").mkdir()
+    flags, hashes = ("--front-end-root", str(tmp_path / "frontend")), []
+    with ComfyProcess(checkout, host_python, tmp_path, flags=flags, device="cuda") as host:
+        client = ComfyClient(host.url)
+        for seed in (1, 2, 1):
+            graph = TinyGraph()
+            latent = graph.add("TestLatent", seed=seed, channels=16, frames=3, height=30, width=52, batch=1)
+            ours = graph.add("TurboVAEDecode", samples=latent, vae=graph.vae())
+            stock = graph.add("VAEDecode", samples=latent, vae=graph.vae())
+            comparison = graph.add("TestCompareImages", a=ours, b=stock)[0]
+            probe = graph.add("TestImageProbe", image=ours)[0]
+            run = finished(client, graph)
+            assert run.report(comparison)["relative"] < DECODES_BF16
+            hashes.append(run.report(probe)["sha256"])
+    assert hashes[0] == hashes[2] != hashes[1]
