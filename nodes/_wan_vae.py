@@ -25,7 +25,7 @@ from ..turbo_core.vae_weights import OTHER_PART, Direction
 from ._operations import progress_bar, throw_if_interrupted
 
 RGB = 3
-# Of the host's: set on a module whose weights it streams, and what it found at them when it last kept them there.
+# The host's own: on a module whose weights it streams, and None there while it has no room to keep them.
 STREAMED, KEPT = "_v", "_v_signature"
 
 _compiled_for: set[tuple[Direction, torch.device, torch.dtype, wan_vae.VAEConfig]] = set()
@@ -54,8 +54,8 @@ def lend(
 ) -> Iterator[tuple[wan_vae.WanVAE, int]]:
     """Our VAE over the weights of a VAE without refusal, and the bytes its passes may take on the device.
 
-    The host first makes room for the plan, which is made from the weights' shapes. What the direction needs of kernels
-    is compiled the first time, with progress.
+    Both hold as long as the context. The host first makes room for the plan, which is made from the weights' shapes.
+    What the direction needs of kernels is compiled the first time, with progress.
     """
     vae.throw_exception_if_invalid()
     model = vae.first_stage_model

@@ -124,6 +124,7 @@ class Decoder(nn.Module):
     def levels(self) -> list[Level]:
         w, up = self.conv1.c_out // 4, tuple(self.upsamples)
         first = (self.conv1, *self.middle, *up[:4])
+        # About what the next level takes. A program of our convolution computes two frames, of 96 channels four.
         return [
             Level(layers=first, channels=LATENT_CHANNELS, area=1, rate=1, passes=(2, 2, 1)),
             Level(layers=up[4:8], channels=2 * w, area=4, rate=2, passes=(2, 2, 1)),

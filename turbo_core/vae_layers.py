@@ -258,7 +258,7 @@ class Head(nn.ModuleDict):
         return self["2"].work(frames) + NORM_WORK * frames
 
     def tail(self) -> int:
-        """Of the input; the kernel's sums, six fp32 numbers a position, are less than two frames of any width."""
+        """Of the input; the kernel's sums, six fp32 numbers a position, are less than two frames of what it takes."""
         return self["2"].tail()
 
 
