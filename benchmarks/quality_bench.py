@@ -145,7 +145,7 @@ class Bench:
         return time.perf_counter() - began
 
     def frames(self, option: Option, number: int) -> Tensor:
-        """The option's video, uint8 [T, H, W, 3] on the device."""
+        """The option's video, uint8 [3, T, H, W] on the device."""
         return self._frames(self._sample(self._pipeline(option), self._request(option, number)))
 
     def full(self, option: Option, number: int) -> Tensor:
@@ -210,7 +210,7 @@ class Bench:
         """By one decoder for all, so that options differ in their latents alone."""
         pieces: list[Tensor] = []
         self._decoder.decode(latent, lambda piece: pieces.append(piece.to(self.device)))
-        return torch.cat(pieces)
+        return torch.cat(pieces, dim=1).mul(255).round().to(torch.uint8)
 
 
 def triple_of(number: int) -> Triple:
@@ -219,8 +219,8 @@ def triple_of(number: int) -> Triple:
 
 
 def clip(frames: Tensor) -> Tensor:
-    """uint8 [T, H, W, 3] → [3, T, H, W] in [-1, 1]."""
-    return frames.permute(3, 0, 1, 2).to(torch.float32) / 127.5 - 1
+    """uint8 → fp32 in [-1, 1]."""
+    return frames.to(torch.float32) / 127.5 - 1
 
 
 def psnr(frames: Tensor, reference: Tensor) -> float:

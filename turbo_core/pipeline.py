@@ -39,7 +39,7 @@ Stage = Literal["prompt", "image", "weights", "kernels", "sampling", "frames"]
 Progress = Callable[[Stage, int, int], None]
 """Called with (stage, done, in all)."""
 Receive = Callable[[Tensor], None]
-"""Called with the next frames of the video, uint8 [t, H, W, 3], on the device that made them."""
+"""Called with the next frames of the video, fp32 [3, t, H, W] in 0…1, on the device that made them."""
 
 REMEDY = "choose fewer frames or a smaller size, a quantized model, attention sla instead of dense, or --device cpu"
 
@@ -156,8 +156,7 @@ class Pipeline:
         """The frames of a raw latent."""
 
         def hand_on(_: int, __: int, piece_1CTHW: Tensor) -> None:
-            frames = piece_1CTHW[0].to(torch.float32).add(1).mul(127.5).round().clamp(0, 255)
-            receive(frames.to(torch.uint8).permute(1, 2, 3, 0))
+            receive(piece_1CTHW[0].to(torch.float32, copy=True).add_(1).div_(2).clamp_(0, 1))
 
         with memory_advice("VAE decode", self.device, REMEDY):
             plan = self._vae.plan_decode(tuple(latent.shape[2:]), chunk=None, budget=None)

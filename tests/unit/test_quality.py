@@ -106,7 +106,7 @@ class TestOptions:
 
 class TestVideos:
     def test_figures_of_frames(self) -> None:
-        black = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+        black = torch.zeros(3, 2, 4, 4, dtype=torch.uint8)
         assert psnr(black, black) == EQUAL_DB
         assert psnr(black, black + 1) == round(20 * math.log10(255), 2)
         assert psnr(black, black + 255) == 0
