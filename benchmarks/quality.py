@@ -4,11 +4,11 @@
     python -m turbowan.benchmarks.quality docs/bench/quality_h200.json --times 9         on a GPU that does nothing else
 
 Videos are of held-out captions, each with a seed of its own that all options share, and every option makes one before
-any makes the next. FILE.json is written after each and gone on with by the next call; FILE_AXIS.png, a row for each
-option, one caption and seed, comes first, and FILE.md, the tables, is renewed with every caption, so that a call that
-is cut short leaves all three. An option that this device or bundle cannot serve is left out, with the reason. The
-reference has the bundle's weights dequantized to fp32, or with --state those that the training left, so that the cost
-of quantizing them shows too.
+any makes the next. FILE_AXIS.png, a row for each option, one caption and seed, comes first; FILE.json is written every
+few seconds and gone on with by the next call, and FILE.md, the tables, with every caption, so that a call that is cut
+short leaves all three. An option that this device or bundle cannot serve is left out, with the reason. The reference
+has the bundle's weights dequantized to fp32, or with --state those that the training left, so that the cost of
+quantizing them shows too.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from turbowan.turbo_core.pipeline import default_device
 COLUMNS = 6  # frames of a video in a picture
 COLOURS = 128  # of a picture: a third of the bytes, and shapes on plain grounds have no more
 DIGITS = 12  # of a file's SHA-256
+SAVE_SECONDS = 5  # what a kill loses at most, and the video that was being made
 
 
 def served(bench: Bench, study: Study, wanted: tuple[Option, ...]) -> tuple[Study, tuple[Option, ...]]:
@@ -57,14 +58,19 @@ def run(
     bench: Bench, study: Study, file: Path, wanted: tuple[Option, ...], videos: int, compared: int, deadline: float
 ) -> Study:
     """Add what is missing of each option's videos and write the files, until it is `deadline` (`time.monotonic`)."""
+    saved = time.monotonic()
     for number in range(videos):
         for option in wanted:
             if study.count(option) > number:
                 continue
             if time.monotonic() > deadline:
+                study.write(file)
                 return study
             study = study.with_video(option, bench.measure(option, number, compare=number < compared))
-            study.write(file)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                study.write(file)
+                saved = time.monotonic()
+        study.write(file)
         write_page(study, file)
         print(f"video {number + 1} of {videos}: {caption(triple_of(number))}", file=sys.stderr, flush=True)
     return study

@@ -313,7 +313,7 @@ class TestCommand:
         file = tmp_path / "new" / "q.json"
         words = (file, "--bundle", bundle, "--axes", "steps,image", "--size", "128x96x9", "--device", "cpu")
         self.call(monkeypatch, *words, "--minutes", "0")
-        assert not file.exists()
+        assert json.loads(file.read_text())["results"] == []
         assert "120 videos are still to be made" in capsys.readouterr().out
         for axis in axes:
             with Image.open(file.with_name(f"q_{axis}.png")) as picture:
