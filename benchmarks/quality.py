@@ -3,12 +3,12 @@
     python -m turbowan.benchmarks.quality docs/bench/quality_h200.json [--minutes 4] [--videos 60] [--axes steps,topk]
     python -m turbowan.benchmarks.quality docs/bench/quality_h200.json --times 9         on a GPU that does nothing else
 
-Videos are of held-out captions, each with a seed of its own that all options share, and every option makes one before
-any makes the next. FILE_AXIS.png, a row for each option, one caption and seed, comes first; FILE.json is written every
-few seconds and gone on with by the next call, and FILE.md, the tables, with every caption, so that a call that is cut
-short leaves all three. An option that this device or bundle cannot serve is left out, with the reason. The reference
-has the bundle's weights dequantized to fp32, or with --state those that the training left, so that the cost of
-quantizing them shows too.
+Videos are of held-out captions, each with a seed of its own that all options share, and every option makes a dozen
+before any makes more. FILE_AXIS.png, a row for each option, one caption and seed, comes first; FILE.json is written
+after each dozen and gone on with by the next call, and FILE.md, the tables, once all options have theirs, so that a
+call that is cut short leaves something. An option that this device or bundle cannot serve is left out, with the reason.
+The reference has the bundle's weights dequantized to fp32, or with --state those that the training left, so that the
+cost of quantizing them shows too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from turbowan.turbo_core.pipeline import default_device
 COLUMNS = 6  # frames of a video in a picture
 COLOURS = 128  # of a picture: a third of the bytes, and shapes on plain grounds have no more
 DIGITS = 12  # of a file's SHA-256
-SAVE_SECONDS = 5  # what a kill loses at most, and the video that was being made
+AT_ONCE = 12  # videos of an option
 
 
 def served(bench: Bench, study: Study, wanted: tuple[Option, ...]) -> tuple[Study, tuple[Option, ...]]:
@@ -58,30 +58,36 @@ def run(
     bench: Bench, study: Study, file: Path, wanted: tuple[Option, ...], videos: int, compared: int, deadline: float
 ) -> Study:
     """Add what is missing of each option's videos and write the files, until it is `deadline` (`time.monotonic`)."""
-    saved = time.monotonic()
-    for number in range(videos):
+    for group in groups(videos, compared):
         for option in wanted:
-            if study.count(option) > number:
+            numbers = range(max(group.start, study.count(option)), group.stop)
+            if not numbers:
                 continue
             if time.monotonic() > deadline:
-                study.write(file)
                 return study
-            study = study.with_video(option, bench.measure(option, number, compare=number < compared))
-            if time.monotonic() - saved > SAVE_SECONDS:
-                study.write(file)
-                saved = time.monotonic()
-        study.write(file)
+            for video in bench.measure(option, numbers, compare=group.start < compared):
+                study = study.with_video(option, video)
+            study.write(file)
         write_page(study, file)
-        print(f"video {number + 1} of {videos}: {caption(triple_of(number))}", file=sys.stderr, flush=True)
+        tell(f"{group.stop} of {videos} videos of each option")
     return study
 
 
+def groups(videos: int, compared: int) -> list[range]:
+    """Numbers of the videos that are made at once; those that are compared come first."""
+    edges = [*range(0, compared, AT_ONCE), *range(compared, videos, AT_ONCE)]
+    stops = [*edges[1:], videos]
+    return [range(start, min(stop, videos)) for start, stop in zip(edges, stops, strict=True) if start < videos]
+
+
 def timed(bench: Bench, study: Study, wanted: tuple[Option, ...], times: int) -> Study:
-    """New times of all options, which take turns."""
+    """New times of all options, which take turns; a first round, which compiles, does not count."""
     found: dict[Option, list[float]] = {option: [] for option in wanted}
-    for _ in range(times):
+    for turn in range(times + 1):
         for option in wanted:
-            found[option].append(round(bench.seconds(option, 0), 5))
+            seconds = bench.seconds(option, 0)
+            if turn:
+                found[option].append(round(seconds, 5))
     for option, seconds in found.items():
         study = study.with_seconds(option, seconds)
     return study
@@ -93,13 +99,17 @@ def draw(bench: Bench, wanted: tuple[Option, ...], axes: tuple[str, ...], number
     for axis in axes:
         default = next(default for default in DEFAULTS if default in AXES[axis])
         title = f"{caption(triple_of(number))}: all blocks in fp32, {default.steps} steps"
-        shown = [Shown(caption=title, clip=clip(bench.full(default, number)).cpu())]
+        shown = [Shown(caption=title, clip=clip(bench.full(default, [number])[0]).cpu())]
         for option in (option for option in AXES[axis] if option in wanted):
             if option not in made:
-                made[option] = clip(bench.frames(option, number)).cpu()
+                made[option] = clip(bench.frames(option, [number])[0]).cpu()
             shown.append(Shown(caption=option.name, clip=made[option]))
         sheet = contact_sheet(shown, COLUMNS).quantize(COLOURS, dither=Image.Dither.NONE)
         sheet.save(picture(file, axis), optimize=True)
+
+
+def tell(what: str) -> None:
+    print(f"{time.strftime('%X')} {what}", file=sys.stderr, flush=True)
 
 
 def picture(file: Path, axis: str) -> Path:
@@ -150,6 +160,7 @@ def measure(given: argparse.Namespace, folder: Path, deadline: float) -> tuple[S
     study = quality_data.resumed(given.file, subject(bench), datetime.date.today().isoformat())
     bench.prepare(range(max(given.videos, given.shown + 1)))
     study, wanted = served(bench, study, options(given.axes))
+    tell(f"{len(wanted)} options are ready")
     given.file.parent.mkdir(parents=True, exist_ok=True)
     if given.times:
         study = timed(bench, study, wanted, given.times)
@@ -158,6 +169,7 @@ def measure(given: argparse.Namespace, folder: Path, deadline: float) -> tuple[S
     axes = tuple(axis for axis in given.axes if set(AXES[axis]) & set(wanted))
     if not study.results or not all(picture(given.file, axis).is_file() for axis in axes):
         draw(bench, wanted, axes, given.shown, given.file)
+        tell("pictures are drawn")
     study = run(bench, study, given.file, wanted, given.videos, given.compared, deadline)
     return study, sum(max(0, given.videos - study.count(option)) for option in wanted)
 

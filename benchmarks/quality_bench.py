@@ -1,31 +1,40 @@
-"""Videos of held-out captions by option, and the fp32 videos that they are held against."""
+"""Videos of held-out captions by option, many at once, and the fp32 videos that they are held against.
+
+A demo video is too small for a GPU: alone, it waits for Python. Many are walked through the pipeline's own steps
+together, each from the noise that `Pipeline.sample` would draw for it.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from turbowan.benchmarks.block_sets import forced_blocks, recorded_blocks
 from turbowan.benchmarks.quality_data import EQUAL_DB, QualityError, Video
 from turbowan.benchmarks.quality_options import Option
 from turbowan.benchmarks.request import Size
-from turbowan.demo import evaluate
+from turbowan.demo import evaluate, vae_network
 from turbowan.demo.detector import detect
 from turbowan.demo.export_vae import averaged
 from turbowan.demo.first_frame import first_frame
 from turbowan.demo.vocabulary import HELD_OUT, Triple, caption
-from turbowan.turbo_core import checkpoint
+from turbowan.turbo_core import checkpoint, vae_weights
 from turbowan.turbo_core.block_int8 import dequantize_tensors
 from turbowan.turbo_core.errors import BackendUnavailableError
 from turbowan.turbo_core.expert import NetworkSettings
-from turbowan.turbo_core.pipeline import ModelFiles, Pipeline
+from turbowan.turbo_core.pipeline import ModelFiles, Pipeline, initial_noise
+from turbowan.turbo_core.rcm import MAX_STEPS, StepNoise
 from turbowan.turbo_core.request import Request
+from turbowan.turbo_core.vae import LATENT_CHANNELS, latent_size
 
+CLIPS_AT_ONCE = 8  # that are decoded and looked at
 FULL = NetworkSettings(attention="sla", topk=1.0)
 
 
@@ -60,8 +69,23 @@ def write_unquantized(network: Path, path: Path, state: Path | None = None) -> P
     return path
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Beginnings:
+    """What the videos of `numbers` are made from, each from its own seed and caption, whatever the option.
+
+    Attributes:
+        noise: [B, 16, T, H, W]; `draws` are as large, what the SDE adds step by step.
+        text: [B, tokens, dim].
+    """
+
+    numbers: tuple[int, ...]
+    noise: Tensor
+    draws: tuple[Tensor, ...]
+    text: Tensor
+
+
 class Bench:
-    """Makes the videos of a bundle; its image-to-video pair may be missing.
+    """Makes the videos of a bundle, many at once; its image-to-video pair may be missing.
 
     Args:
         folder: for the unquantized networks and the first frames; must outlive the bench.
@@ -83,11 +107,14 @@ class Bench:
             self._add_pair(bundle_files(bundle, i2v=True))
         except QualityError as error:
             self._pair_missing = str(error)
+        self._vae = vae_weights.from_tensors(load_file(files.vae), device=device, dtype=torch.float32)
         self._pipelines: dict[tuple[Path, NetworkSettings, torch.dtype | None], Pipeline] = {}
-        self._decoder = Pipeline(files, NetworkSettings(), device)
+        self._warm: set[tuple[Pipeline, int]] = set()
         self._texts: dict[str, Tensor] = {}
+        self._images: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._beginnings: _Beginnings | None = None
         self._full: dict[tuple[bool, int, str], Tensor] = {}
-        self._full_of: int | None = None
+        """Of the numbers that `_beginnings` are of."""
 
     def _add_pair(self, files: ModelFiles) -> None:
         self._files[True] = files
@@ -110,7 +137,8 @@ class Bench:
     def prepare(self, numbers: range) -> None:
         """Encode the captions of these videos, in one walk through the text encoder."""
         captions = list(dict.fromkeys(caption(triple_of(number)) for number in numbers))
-        self._texts = dict(zip(captions, self._decoder.encode(captions), strict=True))
+        encoder = Pipeline(self._files[False], NetworkSettings(), self.device)
+        self._texts = dict(zip(captions, encoder.encode(captions), strict=True))
 
     def refusal(self, option: Option) -> str | None:
         """Why the option cannot run here."""
@@ -122,46 +150,51 @@ class Bench:
             return str(error)
         return None
 
-    def measure(self, option: Option, number: int, *, compare: bool) -> Video:
-        """Make the video; with `compare`, both of its references too."""
-        if not compare:
-            return Video(**self._seen(self.frames(option, number), number))
+    def measure(self, option: Option, numbers: Sequence[int], *, compare: bool) -> list[Video]:
+        """Make the videos; with `compare`, both of their references too."""
+        pipeline = self._pipeline(option)
+        self._warm_up(pipeline, option, numbers)
         with recorded_blocks() as blocks:
-            frames = self.frames(option, number)
+            frames = self._frames(self._walk(pipeline, option, numbers))
+        seen = self._seen(frames, numbers)
+        if not compare:
+            return [Video(**each) for each in seen]
         exact = self._reference(FULL if option.sparse else NetworkSettings(attention="dense"), option)
+        self._warm_up(exact, option, numbers)
         with forced_blocks(blocks):
-            exact_frames = self._frames(self._sample(exact, self._request(option, number)))
-        return Video(
-            numeric_db=psnr(frames, exact_frames),
-            full_db=psnr(frames, self.full(option, number)),
-            **self._seen(frames, number),
-        )
+            exact_frames = self._frames(self._walk(exact, option, numbers))
+        numeric, full = psnr(frames, exact_frames), psnr(frames, self.full(option, numbers))
+        return [
+            Video(**each, numeric_db=one, full_db=other) for each, one, other in zip(seen, numeric, full, strict=True)
+        ]
 
     def seconds(self, option: Option, number: int) -> float:
-        """To sample the video, without text encoder and decode."""
+        """To sample one video as a user's is, without text encoder and decode."""
         request, pipeline = self._request(option, number), self._pipeline(option)
         began = time.perf_counter()
-        self._sample(pipeline, request)
+        pipeline.sample(request, self._texts[request.prompt])
+        self._wait()
         return time.perf_counter() - began
 
-    def frames(self, option: Option, number: int) -> Tensor:
-        """The option's video, uint8 [3, T, H, W] on the device."""
-        return self._frames(self._sample(self._pipeline(option), self._request(option, number)))
+    def frames(self, option: Option, numbers: Sequence[int]) -> Tensor:
+        """The option's videos, uint8 [B, 3, T, H, W] on the device."""
+        return self._frames(self._walk(self._pipeline(option), option, numbers))
 
-    def full(self, option: Option, number: int) -> Tensor:
-        """The fp32 video over all blocks in the option's steps; those of one number are kept."""
-        if self._full_of != number:
-            self._full, self._full_of = {}, number
-        walk = option.image, option.steps, option.sampler
-        if walk not in self._full:
-            reference = self._reference(FULL, option)
-            self._full[walk] = self._frames(self._sample(reference, self._request(option, number)))
-        return self._full[walk]
+    def full(self, option: Option, numbers: Sequence[int]) -> Tensor:
+        """The fp32 videos over all blocks in the option's steps; those of the latest numbers are kept."""
+        self._begin(numbers)
+        way = option.image, option.steps, option.sampler
+        if way not in self._full:
+            self._full[way] = self._frames(self._walk(self._reference(FULL, option), option, numbers))
+        return self._full[way]
 
-    def _seen(self, frames: Tensor, number: int) -> dict[str, bool]:
+    def _seen(self, frames: Tensor, numbers: Sequence[int]) -> list[dict[str, bool]]:
         """What the detector sees as it was asked for."""
-        finding = detect(clip(frames)[None])[0]
-        return {kind: getattr(finding, kind) == expected for kind, expected in triple_of(number)._asdict().items()}
+        findings = [finding for some in frames.split(CLIPS_AT_ONCE) for finding in detect(clip(some))]
+        return [
+            {kind: getattr(finding, kind) == expected for kind, expected in triple_of(number)._asdict().items()}
+            for number, finding in zip(numbers, findings, strict=True)
+        ]
 
     def _request(self, option: Option, number: int) -> Request:
         return Request(
@@ -183,34 +216,65 @@ class Bench:
 
     def _pipeline(self, option: Option) -> Pipeline:
         unquantized = option.precision == "fp8" or (self.trained and option.precision == "bf16")
-        return self._ready(self._unquantized if unquantized else self._files, option.image, option.network, None)
+        return self._opened(self._unquantized if unquantized else self._files, option.image, option.network, None)
 
     def _reference(self, settings: NetworkSettings, option: Option) -> Pipeline:
-        return self._ready(self._unquantized, option.image, settings, torch.float32)
+        return self._opened(self._unquantized, option.image, settings, torch.float32)
 
-    def _ready(
+    def _opened(
         self, files: dict[bool, ModelFiles], image: bool, settings: NetworkSettings, dtype: torch.dtype | None
     ) -> Pipeline:
-        """A pipeline that has compiled what it runs: compiling routes, which must not count among the blocks."""
         key = files[image].network, settings, dtype
         if key not in self._pipelines:
-            pipeline = Pipeline(files[image], settings, self.device, dtype=dtype)
-            if self.device.type == "cuda":
-                self._sample(pipeline, self._request(Option(steps=1, image=image), 0))
-            self._pipelines[key] = pipeline
+            self._pipelines[key] = Pipeline(files[image], settings, self.device, dtype=dtype)
         return self._pipelines[key]
 
-    def _sample(self, pipeline: Pipeline, request: Request) -> Tensor:
-        latent = pipeline.sample(request, self._texts[request.prompt])
+    def _warm_up(self, pipeline: Pipeline, option: Option, numbers: Sequence[int]) -> None:
+        """Compile what it will run: compiling routes, which must not count among the blocks."""
+        if self.device.type == "cuda" and (pipeline, len(numbers)) not in self._warm:
+            self._walk(pipeline, replace(option, steps=1), numbers)
+            self._warm.add((pipeline, len(numbers)))
+
+    def _begin(self, numbers: Sequence[int]) -> _Beginnings:
+        """Drawn as `Pipeline.sample` draws them."""
+        if self._beginnings is None or self._beginnings.numbers != tuple(numbers):
+            width, height, frames = self.size
+            shape = torch.Size((1, LATENT_CHANNELS, *latent_size(frames, height, width)))
+            drawers = [StepNoise(shape, self.device, number) for number in numbers]
+            self._full.clear()
+            self._beginnings = _Beginnings(
+                numbers=tuple(numbers),
+                noise=torch.cat([initial_noise(shape, number) for number in numbers]),
+                draws=tuple(torch.cat([draw() for draw in drawers]) for _ in range(MAX_STEPS)),
+                text=torch.cat([self._texts[caption(triple_of(number))] for number in numbers]),
+            )
+        return self._beginnings
+
+    def _walk(self, pipeline: Pipeline, option: Option, numbers: Sequence[int]) -> Tensor:
+        """Latents of `pipeline` in the option's steps."""
+        given = self._begin(numbers)
+        image = None
+        if option.image:
+            image = torch.cat([self._image(pipeline, option, number) for number in numbers])
+        request = self._request(option, numbers[0])
+        return pipeline.walk(request, given.noise, iter(given.draws).__next__, given.text, image)
+
+    def _image(self, pipeline: Pipeline, option: Option, number: int) -> Tensor:
+        """An encoded first frame, which depends on nothing but the dtype."""
+        key = number, pipeline.dtype
+        if key not in self._images:
+            self._images[key] = pipeline.encode_image(self._request(option, number))
+        return self._images[key]
+
+    @torch.inference_mode()
+    def _frames(self, latents: Tensor) -> Tensor:
+        """By one decoder for all, in fp32, so that options differ in their latents alone."""
+        parts = [vae_network.decode(self._vae, some) for some in latents.split(CLIPS_AT_ONCE)]
+        return torch.cat([part.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+    def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return latent
-
-    def _frames(self, latent: Tensor) -> Tensor:
-        """By one decoder for all, so that options differ in their latents alone."""
-        pieces: list[Tensor] = []
-        self._decoder.decode(latent, lambda piece: pieces.append(piece.to(self.device)))
-        return torch.cat(pieces, dim=1).mul(255).round().to(torch.uint8)
 
 
 def triple_of(number: int) -> Triple:
@@ -223,7 +287,8 @@ def clip(frames: Tensor) -> Tensor:
     return frames.to(torch.float32) / 127.5 - 1
 
 
-def psnr(frames: Tensor, reference: Tensor) -> float:
-    """Of 8-bit frames, in dB; `EQUAL_DB` where they are equal."""
-    error = (frames.to(torch.float64) - reference.to(torch.float64)).square().mean()
-    return EQUAL_DB if error == 0 else round(10 * (255**2 / error).log10().item(), 2)
+def psnr(frames: Tensor, reference: Tensor) -> list[float]:
+    """Of each of several 8-bit videos, in dB; `EQUAL_DB` where they are equal."""
+    pairs = zip(frames.to(torch.float32), reference.to(torch.float32), strict=True)
+    errors = [(video - other).square().mean(dtype=torch.float64).item() for video, other in pairs]
+    return [EQUAL_DB if error == 0 else round(10 * math.log10(255**2 / error), 2) for error in errors]

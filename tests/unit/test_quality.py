@@ -13,6 +13,7 @@ import tiny_models
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tolerances import SAME_SAMPLING, relative_error
 
 from turbowan.benchmarks import quality, quality_bench, quality_data, quality_page
 from turbowan.benchmarks.block_sets import forced_blocks, recorded_blocks
@@ -107,11 +108,13 @@ class TestOptions:
 class TestVideos:
     def test_figures_of_frames(self) -> None:
         black = torch.zeros(3, 2, 4, 4, dtype=torch.uint8)
-        assert psnr(black, black) == EQUAL_DB
-        assert psnr(black, black + 1) == round(20 * math.log10(255), 2)
-        assert psnr(black, black + 255) == 0
-        assert clip(black + 255).shape == (3, 2, 4, 4)
+        assert psnr(black.repeat(3, 1, 1, 1, 1), torch.stack([black, black + 1, black + 255])) == [
+            EQUAL_DB,
+            round(20 * math.log10(255), 2),
+            0,
+        ]
         assert clip(black).unique().tolist() == [-1]
+        assert clip(black + 255).unique().tolist() == [1]
 
     def test_seeds_go_through_the_held_out_triples(self) -> None:
         assert [triple_of(number) for number in range(30)] == list(HELD_OUT)
@@ -120,41 +123,58 @@ class TestVideos:
     def test_the_reference_has_the_options_own_blocks(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """With them rounding alone is left; with others the videos are far apart, as they are over all blocks."""
         option = dataclasses.replace(SPARSE, precision="bf16")
-        video = bench.measure(option, 1, compare=True)
+        (video,) = bench.measure(option, [1], compare=True)
         assert 40 < video.numeric_db < EQUAL_DB
         assert video.full_db < video.numeric_db - 6
 
         forced = quality_bench.forced_blocks
         monkeypatch.setattr(quality_bench, "forced_blocks", lambda sets: forced([2 - each for each in sets]))
-        assert bench.measure(option, 1, compare=True).numeric_db < video.numeric_db - 6
+        assert bench.measure(option, [1], compare=True)[0].numeric_db < video.numeric_db - 6
 
     def test_over_all_blocks_both_references_are_one(self, bench: Bench) -> None:
-        video = bench.measure(dataclasses.replace(SPARSE, topk=1.0, precision="channelwise"), 0, compare=True)
+        (video,) = bench.measure(dataclasses.replace(SPARSE, topk=1.0, precision="channelwise"), [0], compare=True)
         assert video.numeric_db == video.full_db < EQUAL_DB
 
     def test_dense_attention_is_held_against_dense_attention(self, bench: Bench) -> None:
-        video = bench.measure(dataclasses.replace(SPARSE, attention="dense", precision="bf16"), 0, compare=True)
+        (video,) = bench.measure(dataclasses.replace(SPARSE, attention="dense", precision="bf16"), [0], compare=True)
         assert 40 < video.numeric_db < EQUAL_DB
         assert video.full_db < video.numeric_db - 6
 
     def test_the_pair_begins_with_the_drawn_image(self, bench: Bench) -> None:
         """Both experts take part: the last of three steps is the low one's."""
         option = dataclasses.replace(IMAGE_DEFAULT, steps=3, precision="channelwise")
-        video = bench.measure(option, 0, compare=True)
+        (video,) = bench.measure(option, [0], compare=True)
         assert 25 < video.numeric_db < EQUAL_DB
-        frames = bench.frames(option, 0)
-        assert not torch.equal(bench.frames(option, 30), frames)  # the same caption; another seed draws another image
+        frames = bench.frames(option, [0])
         image = bench._request(option, 0).image
         with Image.open(image) as drawn:
             assert drawn.size == SIZE[:2]
         Image.new("RGB", SIZE[:2]).save(image)
-        assert not torch.equal(bench.frames(option, 0), frames)
+        bench._images.clear()
+        assert not torch.equal(bench.frames(option, [0]), frames)
+        bench._images.clear()
         image.unlink()
-        assert torch.equal(bench.frames(option, 0), frames)
+        assert torch.equal(bench.frames(option, [0]), frames)
+
+    @pytest.mark.parametrize("option", [Option(), Option(steps=2, sampler="ode"), IMAGE_DEFAULT], ids=str)
+    def test_many_at_once_are_those_that_a_user_gets(self, bench: Bench, option: Option) -> None:
+        together = bench._walk(bench._pipeline(option), option, [1, 0])
+        for number, latent in zip([1, 0], together, strict=True):
+            request = bench._request(option, number)
+            alone = bench._pipeline(option).sample(request, bench._texts[request.prompt])
+            assert relative_error(latent[None], alone) < SAME_SAMPLING
+        shown = bench._pipeline(option)
+        pieces: list[torch.Tensor] = []
+        shown.decode(alone, pieces.append)
+        difference = bench._frames(alone)[0] - torch.cat(pieces, dim=1) * 255
+        assert difference.abs().max() < 0.51
 
     def test_a_video_that_is_not_compared_is_only_looked_at(self, bench: Bench) -> None:
-        compared = bench.measure(SPARSE, 0, compare=True)
-        assert bench.measure(SPARSE, 0, compare=False) == dataclasses.replace(compared, numeric_db=None, full_db=None)
+        compared = bench.measure(SPARSE, [0, 1], compare=True)
+        assert bench.measure(SPARSE, [0, 1], compare=False) == [
+            dataclasses.replace(video, numeric_db=None, full_db=None) for video in compared
+        ]
+        assert len({video.numeric_db for video in compared} | {video.full_db for video in compared}) > 1
 
     def test_a_missing_pair_is_a_reason(self, bundle: Path, tmp_path: Path) -> None:
         for file in (demo_bundle.T2V, demo_bundle.I2V_HIGH, demo_bundle.VAE, demo_bundle.TEXT_ENCODER):
@@ -166,9 +186,9 @@ class TestVideos:
         assert set(alone.measured_files) == {demo_bundle.T2V.name, demo_bundle.VAE.name, demo_bundle.TEXT_ENCODER.name}
 
     def test_one_number_is_one_video(self, bench: Bench) -> None:
-        first = bench.frames(SPARSE, 0)
-        assert torch.equal(bench.frames(SPARSE, 0), first)
-        assert not torch.equal(bench.frames(SPARSE, 1), first)
+        first = bench.frames(SPARSE, [0])
+        assert torch.equal(bench.frames(SPARSE, [0]), first)
+        assert not torch.equal(bench.frames(SPARSE, [1]), first)
 
     def test_what_needs_a_gpu_is_refused_with_the_reason(self, bench: Bench) -> None:
         assert bench.refusal(DEFAULT) is None
@@ -180,16 +200,16 @@ class TestVideos:
 def test_a_gpu_serves_every_option_and_its_reference(bundle: Path, tmp_path: Path) -> None:
     """The reference refuses blocks of another number of calls, as they would be if compiling had been recorded."""
     on_gpu = Bench(bundle, tmp_path, torch.device("cuda"), SIZE)
-    on_gpu.prepare(range(1))
+    on_gpu.prepare(range(2))
     for option in options():
         reason = on_gpu.refusal(option)
         if reason is not None:
             assert option.precision == "fp8", reason
             continue
-        video = on_gpu.measure(option, 0, compare=True)
-        assert video.numeric_db > 15, option
-        if option.sparse and option.topk < 0.3:
-            assert video.numeric_db > video.full_db, option
+        for video in on_gpu.measure(option, range(2), compare=True):
+            assert video.numeric_db > 15, option
+            if option.sparse and option.topk < 0.3:
+                assert video.numeric_db > video.full_db, option
 
 
 class TestReferenceWeights:
@@ -216,8 +236,8 @@ class TestReferenceWeights:
         written = checkpoint.read(of_training.measured_files["the training's weights"])
         assert all(torch.equal(written.tensors[name], tensor) for name, tensor in weights.items())
         of_training.prepare(range(1))
-        bf16 = of_training.measure(dataclasses.replace(SPARSE, precision="bf16"), 0, compare=True)
-        int8 = of_training.measure(SPARSE, 0, compare=True)
+        (bf16,) = of_training.measure(dataclasses.replace(SPARSE, precision="bf16"), [0], compare=True)
+        (int8,) = of_training.measure(SPARSE, [0], compare=True)
         assert int8.numeric_db < bf16.numeric_db
 
     def test_of_another_model_they_are_refused(self, bundle: Path, tmp_path: Path) -> None:
@@ -304,6 +324,15 @@ class TestCommand:
         with pytest.raises(SystemExit, match="2"):
             self.call(monkeypatch, *words)
 
+    @pytest.mark.parametrize(
+        ("videos", "compared", "stops"),
+        [(60, 12, [12, 24, 36, 48, 60]), (30, 20, [12, 20, 30]), (5, 12, [5]), (13, 0, [12, 13]), (1, 1, [1])],
+    )
+    def test_videos_are_made_by_the_dozen(self, videos: int, compared: int, stops: list[int]) -> None:
+        made = quality.groups(videos, compared)
+        assert [group.stop for group in made] == stops
+        assert [number for group in made for number in group] == list(range(videos))
+
     def test_it_stops_when_its_minutes_are_over_and_goes_on(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -313,7 +342,7 @@ class TestCommand:
         file = tmp_path / "new" / "q.json"
         words = (file, "--bundle", bundle, "--axes", "steps,image", "--size", "128x96x9", "--device", "cpu")
         self.call(monkeypatch, *words, "--minutes", "0")
-        assert json.loads(file.read_text())["results"] == []
+        assert not file.exists()
         assert "120 videos are still to be made" in capsys.readouterr().out
         for axis in axes:
             with Image.open(file.with_name(f"q_{axis}.png")) as picture:
@@ -342,16 +371,16 @@ class TestCommand:
         monkeypatch.setattr(quality, "AXES", {"steps": (DEFAULT, SPARSE)})
         measure = Bench.measure
 
-        def killed(bench: Bench, option: Option, number: int, *, compare: bool) -> Video:
-            if number == 1:
+        def killed(bench: Bench, option: Option, numbers: range, *, compare: bool) -> list[Video]:
+            if 1 in numbers:
                 raise KeyboardInterrupt
-            return measure(bench, option, number, compare=compare)
+            return measure(bench, option, numbers, compare=compare)
 
         monkeypatch.setattr(Bench, "measure", killed)
         with pytest.raises(KeyboardInterrupt):
             self.call(
                 monkeypatch, tmp_path / "q.json", "--bundle", bundle, "--axes", "steps", "--size", "128x96x9",
-                "--device", "cpu",
+                "--device", "cpu", "--compared", "1",
             )  # fmt: skip
         assert quality_data.read(tmp_path / "q.json").count(SPARSE) == 1
         assert (tmp_path / "q_steps.png").is_file()
