@@ -28,7 +28,7 @@ NOTCH = {"square": math.cos(math.pi / 4), "triangle": math.cos(math.pi / 3), "st
 ARM = 0.34  # half the width of a cross's arms, of its radius
 SIZE = {"ball": 0.88, "square": 1.1, "triangle": 1.15, "star": 1.2, "cross": 1.0}  # tip radius at equal weight
 REACH = 1.2  # the most that a shape reaches, of its radius
-TURN = math.radians(3.4)  # of a spinning shape a frame, three quarters of a turn in 81
+TURN = math.radians(1.6)  # of a spinning shape a frame: a third of a turn in 81
 MARGIN = 0.03  # kept free at the frame's edges
 
 
