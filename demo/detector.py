@@ -35,7 +35,7 @@ SPEED = 0.0025  # short sides a frame that a moving shape makes at least; drawn 
 AT_REST = 0.06  # short sides that a spinning shape may wander
 STRAIGHT = 0.35  # least way across a movement, of the way along it, that makes it crooked
 BOUNCE = 0.18  # least height
-TURN = math.radians(1.5)  # least a frame; drawn ones turn 3.1 to 3.7 degrees
+TURN = math.radians(0.8)  # least a frame; drawn ones turn 1.6 degrees
 TURN_FRAMES = 4  # over which a turn is measured: one frame's is small beside what a VAE does to an outline
 
 
