@@ -1,10 +1,10 @@
-"""What `benchmarks.quality` found: each option's videos one by one, the file that holds them, and the page they make.
+"""What `benchmarks.quality` found: each option's videos one by one, its times, and the file that holds them.
 
     numeric dB    to the same option in fp32 with the same noise over the same block sets: the cost of arithmetic
     full dB       to fp32 attention over all blocks with the linear branch, same steps and noise: sparsity's cost too
 
-Both are PSNR over the 8-bit frames of a video, and a table has the median over videos. Where frames are equal it is
-`EQUAL_DB`; frames that differ in nothing but how they were rounded to 8 bits are at 56 dB or more.
+Both are PSNR over the 8-bit frames of a video. Where frames are equal it is `EQUAL_DB`; frames that differ in nothing
+but how they were rounded to 8 bits are at 56 dB or more.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import dataclasses
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from turbowan.benchmarks.quality_options import AXES, DEFAULT, Option
+from turbowan.benchmarks.quality_options import Option
 from turbowan.turbo_core.errors import TurboWanError
 
 EQUAL_DB = 99.0
@@ -30,14 +30,13 @@ class QualityError(TurboWanError):
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """Of one option, the video of one number: `seconds` to sample it; what the detector saw as it should."""
+    """Of one option, the video of one number: what the detector saw as it should, and PSNR where it was compared."""
 
-    numeric_db: float
-    full_db: float
     colour: bool
     shape: bool
     motion: bool
-    seconds: float
+    numeric_db: float | None = None
+    full_db: float | None = None
 
     @property
     def right(self) -> bool:
@@ -46,11 +45,16 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """`seconds`: to sample a video, each time that this was timed."""
+
     option: Option
     videos: tuple[Video, ...] = ()
+    seconds: tuple[float, ...] = ()
 
-    def median(self, figure: str) -> float:
-        return statistics.median(getattr(video, figure) for video in self.videos)
+    def median_db(self, figure: str) -> float | None:
+        """Over the videos that were compared; None without any."""
+        found = [decibels for video in self.videos if (decibels := getattr(video, figure)) is not None]
+        return statistics.median(found) if found else None
 
     def share(self, what: str) -> float:
         return sum(getattr(video, what) for video in self.videos) / len(self.videos)
@@ -89,9 +93,18 @@ class Study:
 
     def with_video(self, option: Option, video: Video) -> Study:
         """The study and one more video of the option."""
-        results = {result.option: result for result in self.results}
-        before = results.get(option, Result(option=option))
-        results[option] = dataclasses.replace(before, videos=(*before.videos, video))
+        before = self._result(option)
+        return self._with(dataclasses.replace(before, videos=(*before.videos, video)))
+
+    def with_seconds(self, option: Option, seconds: Sequence[float]) -> Study:
+        """The study with new times of the option."""
+        return self._with(dataclasses.replace(self._result(option), seconds=tuple(seconds)))
+
+    def _result(self, option: Option) -> Result:
+        return next((result for result in self.results if result.option == option), Result(option=option))
+
+    def _with(self, result: Result) -> Study:
+        results = {before.option: before for before in self.results} | {result.option: result}
         return dataclasses.replace(self, results=tuple(results.values()))
 
     def write(self, path: Path) -> None:
@@ -104,7 +117,8 @@ class Study:
         parts = []
         for result in self.results:
             videos = ",\n".join(f"   {json.dumps(asdict(video))}" for video in result.videos)
-            parts.append(f'  {{"option": {json.dumps(asdict(result.option))}, "videos": [\n{videos}\n  ]}}')
+            option, seconds = json.dumps(asdict(result.option)), json.dumps(result.seconds)
+            parts.append(f'  {{"option": {option}, "seconds": {seconds}, "videos": [\n{videos}\n  ]}}')
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(".part")
         half.write_text(head[:-2] + ',\n "results": [\n' + ",\n".join(parts) + "\n ]\n}\n", encoding="utf-8")
@@ -144,55 +158,5 @@ def resumed(path: Path, subject: Subject, date: str) -> Study:
 
 
 def _result(data: dict[str, Any]) -> Result:
-    return Result(option=Option(**data["option"]), videos=tuple(Video(**video) for video in data["videos"]))
-
-
-COLUMNS = ("option", "numeric dB", "full dB", "right", "colour", "shape", "motion", "s to sample", "videos")
-
-
-def table(study: Study, options: Iterable[Option]) -> str:
-    """In Markdown, aligned to be read as text too; an option without videos is not in it."""
-    lines = [COLUMNS, *(_line(result) for option in options if (result := study.of(option)) is not None)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-    rows = [_row(line, widths) for line in lines]
-    return "\n".join([rows[0], f"|{rule}|", *rows[1:]])
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = zip(cells, widths, strict=True)
-    return f"| {first[0].ljust(first[1])} | " + " | ".join(cell.rjust(width) for cell, width in rest) + " |"
-
-
-def _line(result: Result) -> tuple[str, ...]:
-    return (
-        result.option.name + (" (default)" if result.option == DEFAULT else ""),
-        *(_decibels(result.median(figure)) for figure in ("numeric_db", "full_db")),
-        *(f"{result.share(what):.0%}" for what in ("right", "colour", "shape", "motion")),
-        f"{result.median('seconds'):.3g}",
-        str(len(result.videos)),
-    )
-
-
-def _decibels(value: float) -> str:
-    return "equal" if value >= EQUAL_DB else f"{value:.1f}"
-
-
-def page(study: Study, pictures: dict[str, str]) -> str:
-    """The study as a page of the docs: a table for each axis with two options or more, and its picture."""
-    versions = ", ".join(f"{name} {version}" for name, version in study.subject.versions.items())
-    files = ", ".join(f"{name} (SHA-256 {digits}…)" for name, digits in study.subject.model.items())
-    parts = [
-        "# Quality of the demo model by option",
-        "Written by `python -m turbowan.benchmarks.quality`; what the columns mean stands in "
-        "[benchmarks.md](../benchmarks.md#quality).",
-        f"{study.subject.device}, {versions}, {study.date}. Size {study.subject.size}. {files}.",
-    ]
-    for axis, options in AXES.items():
-        if sum(study.of(option) is not None for option in options) > 1:
-            parts += [f"## By {axis}", table(study, options)]
-            if axis in pictures:
-                parts.append(f"![One row an option, the same caption and seed, by {axis}]({pictures[axis]})")
-    if study.left_out:
-        parts += ["## Not run here", "\n".join(f"- {name}: {reason}" for name, reason in study.left_out.items())]
-    return "\n\n".join(parts) + "\n"
+    videos = tuple(Video(**video) for video in data["videos"])
+    return Result(option=Option(**data["option"]), videos=videos, seconds=tuple(data["seconds"]))

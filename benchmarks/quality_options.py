@@ -18,6 +18,8 @@ class Option:
     precision: str = "int8"
     steps: int = 4
     sampler: str = "sde"
+    image: bool = False
+    """Begins with a drawn first frame, and is the image-to-video pair's."""
 
     @property
     def sparse(self) -> bool:
@@ -31,14 +33,17 @@ class Option:
     def name(self) -> str:
         attention = f"{self.attention} {self.topk:g}" if self.sparse else self.attention
         plural = "" if self.steps == 1 else "s"
-        return f"{attention}, {self.precision}, {self.steps} step{plural}, {self.sampler}"
+        beginning = "from an image: " if self.image else ""
+        return f"{beginning}{attention}, {self.precision}, {self.steps} step{plural}, {self.sampler}"
 
 
 DEFAULT = Option()
+IMAGE_DEFAULT = Option(image=True, sampler="ode")
+DEFAULTS = (DEFAULT, IMAGE_DEFAULT)
 
 
-def _axis(field: str, *values: str | float) -> tuple[Option, ...]:
-    return tuple(dataclasses.replace(DEFAULT, **{field: value}) for value in values)
+def _axis(field: str, *values: str | float, start: Option = DEFAULT) -> tuple[Option, ...]:
+    return tuple(dataclasses.replace(start, **{field: value}) for value in values)
 
 
 AXES: dict[str, tuple[Option, ...]] = {
@@ -47,9 +52,11 @@ AXES: dict[str, tuple[Option, ...]] = {
     "steps": _axis("steps", 1, 2, 3, 4),
     "topk": _axis("topk", 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0),
     "sampler": _axis("sampler", "sde", "ode"),
+    "image": _axis("steps", 1, 2, 4, start=IMAGE_DEFAULT),
 }
 
 
 def options(axes: tuple[str, ...] = tuple(AXES)) -> tuple[Option, ...]:
-    """Each once, the default first."""
-    return tuple(dict.fromkeys((DEFAULT, *(option for axis in axes for option in AXES[axis]))))
+    """Each once, defaults first."""
+    chosen = [option for axis in axes for option in AXES[axis]]
+    return tuple(dict.fromkeys([*(default for default in DEFAULTS if default in chosen), *chosen]))

@@ -112,7 +112,7 @@ def lent_runs(
 
 
 def decode(pipeline: Pipeline, latent: Tensor, request: Request, path: Path) -> None:
-    with VideoFile(path, request.size, FPS, {}) as file:
+    with VideoFile(path, request.size, request.frames, FPS, {}) as file:
         pipeline.decode(latent, file.write)
 
 

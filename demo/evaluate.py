@@ -109,7 +109,7 @@ def _video(pipeline: Pipeline, request: Request, text: Tensor) -> Tensor:
     """[3, T, H, W] in [-1, 1], of the 8-bit frames that a user gets."""
     pieces: list[Tensor] = []
     pipeline.generate(request, text, pieces.append)
-    return torch.cat(pieces).permute(3, 0, 1, 2).to(pipeline.device, torch.float32) / 127.5 - 1
+    return torch.cat(pieces, dim=1).to(pipeline.device).mul(255).round() / 127.5 - 1
 
 
 def main() -> None:

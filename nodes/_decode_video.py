@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy.sd import VAE
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from ..turbo_core.errors import LatentError
-from ..turbo_core.mp4 import Format, Sound
+from ..turbo_core.mp4 import Format, Mp4, Sound
 from ..turbo_core.recorder import Recorder
 from ._decode import decodes_here, lend_decoder, own_images, video_size
 from ._operations import progress_bar, throw_if_interrupted
@@ -30,12 +31,17 @@ def decode_to_video(
     if not decodes_here(vae, latent, WHERE):
         return _encoded(own_images(vae, latent), **settings)
     samples, frames, height, width = video_size(latent)
-    wanted = Format(width=width, height=height, frames=samples * frames, **settings)
-    recorder = Recorder(wanted, finish=vae.process_output, progress=progress_bar(), interrupted=throw_if_interrupted)
+    file = Mp4(Format(width=width, height=height, frames=samples * frames, **settings))
+    recorder = Recorder(file, progress=progress_bar(), interrupted=throw_if_interrupted)
+
+    def receive(_: int, __: int, piece_1CTHW: Tensor) -> None:
+        recorder.write(vae.process_output(piece_1CTHW[0].to(torch.float32, copy=True)))
+
     with memory_advice(WHERE, vae.device, VAE_REMEDY), recorder:
         with lend_decoder(vae, latent) as decoder:
-            decoder.run(recorder.receive, progress=recorder.decoded)
-        return InputImpl.VideoFromFile(recorder.result())
+            decoder.run(receive, progress=recorder.decoded)
+        recorder.complete()
+    return InputImpl.VideoFromFile(file.data)
 
 
 def _encoded(images: Tensor, **settings: Any) -> InputImpl.VideoFromFile:
@@ -45,11 +51,10 @@ def _encoded(images: Tensor, **settings: Any) -> InputImpl.VideoFromFile:
             f"{WHERE}: the VAE must decode to RGB images, got {list(images.shape)}; use the decode node of its kind"
         )
     frames, height, width, _ = images.shape
-    wanted = Format(width=width, height=height, frames=frames, **settings)
-    recorder = Recorder(wanted, finish=lambda image: image, progress=progress_bar(), interrupted=throw_if_interrupted)
-    with recorder:
+    file = Mp4(Format(width=width, height=height, frames=frames, **settings))
+    with Recorder(file, progress=progress_bar(), interrupted=throw_if_interrupted) as recorder:
         for first in range(0, frames, PIECE):
-            piece = images[first : first + PIECE, ..., :3].movedim(-1, 0)
-            recorder.receive(0, first, piece[None])
+            recorder.write(images[first : first + PIECE, ..., :3].movedim(-1, 0).to(torch.float32))
             recorder.decoded(min(first + PIECE, frames), frames)
-        return InputImpl.VideoFromFile(recorder.result())
+        recorder.complete()
+    return InputImpl.VideoFromFile(file.data)

@@ -8,14 +8,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
+import comfyui_version
 import folder_paths
 from comfy.cli_args import args
 
 from ..turbo_core.errors import ConditioningError
 from ..turbo_core.prompt_book import PromptBook, open_book
 from ..turbo_core.prompt_cache import PromptCache
-from ..turbo_core.prompt_entry import Conditioning, require_finite
-from ..turbo_core.prompt_key import is_link, prompt_key
+from ..turbo_core.prompt_entry import Conditioning, NotPlainError, require_finite
+from ..turbo_core.prompt_key import host_settings, is_link, prompt_key
 from .folders import PROMPT_BOOKS
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ def from_cache(
     except OSError as error:  # a full or read-only disk costs the next run time, this one nothing
         log.warning("TurboPromptCache: the prompt could not be kept in %s: %s", cache.folder, error)
         return conditioning, f"prompt encoded, not kept: {error.strerror or error}"
+    except NotPlainError as error:  # another pack's encoder, perhaps; its conditioning is the graph's own affair
+        log.warning("TurboPromptCache: the prompt is passed on, not kept: %s", error)
+        return conditioning, f"prompt encoded, not kept: it holds {error.found}"
     return conditioning, f"prompt encoded and kept ({cache.size() / MEGABYTE:.0f} of {disk_mb} MB)"
 
 
@@ -85,10 +90,19 @@ def from_book(text: str) -> tuple[Conditioning, str]:
     )
 
 
+def book_stamps() -> list[Any]:
+    """Path, size and time of every prompt book: other ones may have other prompts."""
+    return [[str(path), *_stamp(path)] for path in _book_paths()]
+
+
 def _books() -> list[PromptBook]:
+    return [open_book(path) for path in _book_paths()]
+
+
+def _book_paths() -> list[Path]:
     """The user's, by name, then the demo model's."""
     folders = map(Path, folder_paths.get_folder_paths(PROMPT_BOOKS))
-    return [open_book(path) for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    return [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
 
 
 def _cache(disk_mb: int) -> PromptCache:
@@ -96,7 +110,8 @@ def _cache(disk_mb: int) -> PromptCache:
 
 
 def _key(text: str, link: list[Any], hidden: io.HiddenHolder) -> str:
-    others = [*_encoder_options(), *_embeddings(text)]
+    device = comfy.model_management.text_encoder_device().type
+    others = [*host_settings(comfyui_version.__version__, device, vars(args)), *_embeddings(text)]
     return prompt_key(text, link, hidden.dynprompt.get_node, _stamps, others)
 
 
@@ -121,11 +136,6 @@ def _embeddings(text: str) -> list[Any]:
     return [["embedding", *_stamp(path)] for path in paths if path is not None]
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _stamp(path: str | Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
-
-
-def _encoder_options() -> list[str]:
-    """ComfyUI's start options that change the text encoder's precision."""
-    return [name for name, value in sorted(vars(args).items()) if name.endswith("text_enc") and value]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP
 
 
+UNCONNECTED = object()
+
+
 class TurboPromptCache(io.ComfyNode):
     """`clip` is lazy: its loader runs only where the prompt is not on disk."""
 
@@ -44,6 +47,13 @@ class TurboPromptCache(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             outputs=[io.Conditioning.Output(tooltip="The same as CLIPTextEncode's.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, text: str | None, disk_mb: int = 1024, clip: object = UNCONNECTED) -> list[object]:
+        """Of the prompt books, where they serve; the host hands over None for an input that is connected."""
+        from ._prompts import book_stamps
+
+        return book_stamps() if clip is UNCONNECTED else []
 
     @classmethod
     def check_lazy_status(cls, text: str, disk_mb: int = 1024, clip: CLIP | None = None) -> list[str]:

@@ -51,7 +51,8 @@ class LocalMaker:
             self.prepare([request])
         try:
             latent = self._pipeline.sample(request, self._texts[request.prompt])
-            with VideoFile(output, request.size, FPS, parameters(request, self._choice, self._settings)) as file:
+            told = parameters(request, self._choice, self._settings)
+            with VideoFile(output, request.size, request.frames, FPS, told) as file:
                 self._pipeline.decode(latent, file.write)
         except BaseException:
             self._pipeline.release()  # after running out of memory the next video should find some

@@ -64,6 +64,21 @@ class Choice:
     def networks(self) -> tuple[str, ...]:
         return (self.network,) if self.low is None else (self.network, self.low)
 
+    @property
+    def network_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The files that serve as its network, the best first: a release's quantized ones, then the unquantized."""
+        if self.release is None:
+            return (self.networks,)
+        pairs = zip(self.release.quantized, self.release.unquantized, strict=True)
+        unquantized = {quantized.name: other.name for quantized, other in pairs}
+        return (self.networks, tuple(unquantized.get(name, name) for name in self.networks))
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The files that serve as its text encoder, the best first."""
+        usual = self.text_encoder == TEXT_ENCODER.name
+        return (self.text_encoder, *OTHER_TEXT_ENCODERS) if usual else (self.text_encoder,)
+
 
 def choose(model: str | None, named: Named, *, image: bool, server: bool = False) -> Choice:
     """The model of that name: `demo`, a release, or a file. Without a name the demo model, on a server a released one.
@@ -103,11 +118,12 @@ def locate(choice: Choice, models_dir: Path | None) -> Choice:
 
     Of a release whose quantized files are not there, the unquantized ones serve.
     """
-    networks = _networks(choice, models_dir)
+    networks = next((names for names in choice.network_sets if _all_there(names, models_dir)), choice.networks)
+    encoders = (_find(name, "text_encoders", models_dir) for name in choice.text_encoders)
     found = {
         "diffusion_models": [_find(name, "diffusion_models", models_dir) for name in networks],
         "vae": [_find(choice.vae, "vae", models_dir)],
-        "text_encoders": [_find_text_encoder(choice.text_encoder, models_dir)],
+        "text_encoders": [next((path for path in encoders if path is not None), None)],
     }
     names = {"diffusion_models": networks, "vae": (choice.vae,), "text_encoders": (choice.text_encoder,)}
     missing = [
@@ -153,14 +169,6 @@ def _released(release: Release) -> Choice:
     )
 
 
-def _networks(choice: Choice, models_dir: Path | None) -> tuple[str, ...]:
-    if choice.release is not None and not _all_there(choice.networks, models_dir):
-        unquantized = tuple(file.name for file in choice.release.unquantized)
-        if _all_there(unquantized, models_dir):
-            return unquantized
-    return choice.networks
-
-
 def _all_there(names: Iterable[str], models_dir: Path | None) -> bool:
     return all(_find(name, "diffusion_models", models_dir) is not None for name in names)
 
@@ -168,11 +176,6 @@ def _all_there(names: Iterable[str], models_dir: Path | None) -> bool:
 def _find(name: str, folder: Folder, models_dir: Path | None) -> Path | None:
     path = Path(name).expanduser()
     return path if path.is_file() else find(name, folder, models_dir)
-
-
-def _find_text_encoder(name: str, models_dir: Path | None) -> Path | None:
-    names = (name, *OTHER_TEXT_ENCODERS) if name == TEXT_ENCODER.name else (name,)
-    return next((path for name in names if (path := _find(name, "text_encoders", models_dir)) is not None), None)
 
 
 def _missing(choice: Choice, missing: list[tuple[Folder, str]], models_dir: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""An MP4 in memory: H.264 at a constant quality, with the settings of ComfyUI's SaveVideo, and AAC sound.
+"""An MP4, in memory or on disk: H.264 at a constant quality, with the settings of ComfyUI's SaveVideo, and AAC sound.
 
 x264 works on several frames at once (frame threads); PyAV alone would let it cut each frame into slices, which is
 slower and costs quality. No frame is encoded before the encoder has seen `LOOKAHEAD` further ones, so that this many
@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 
 import av
@@ -27,6 +28,7 @@ from .errors import BackendUnavailableError, SettingsError
 
 DEFAULT_CRF = 23  # FFmpeg's for libx264, and so ComfyUI's
 LOOKAHEAD = 20  # frames
+COMMENT = "comment"  # the tag's name
 BT709, SRGB_CURVE = 1, 13  # codes of H.273, as are the tags of ComfyUI's own files
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
@@ -70,21 +72,35 @@ class Format:
 
 
 class Mp4:
-    """The file while it grows; ``data`` holds it once it is closed."""
+    """The file while it grows, to be closed as a context; one in memory is ``data`` then.
 
-    def __init__(self, wanted: Format) -> None:
+    Args:
+        path: where to write it; without, in memory.
+        comment: the text of its comment tag.
+    """
+
+    def __init__(self, wanted: Format, path: Path | None = None, comment: str = "") -> None:
+        self.wanted = wanted
         self._buffer = io.BytesIO()
         self._frames = 0
-        self._container = av.open(self._buffer, mode="w", format="mp4")
-        self._rate = wanted.rate
-        self._video = h264_stream(self._container, (wanted.width, wanted.height), wanted.rate, wanted.crf)
-        if wanted.sound is not None:
-            self._add_sound(wanted.sound, Fraction(wanted.frames) / wanted.rate)
+        if path is None:
+            self._container = av.open(self._buffer, mode="w", format="mp4")
+        else:
+            self._container = av.open(ffmpegs(path), mode="w", format="mp4", options={"movflags": "+faststart"})
+        try:
+            if comment:
+                self._container.metadata[COMMENT] = comment
+            self._video = h264_stream(self._container, (wanted.width, wanted.height), wanted.rate, wanted.crf)
+            if wanted.sound is not None:
+                self._add_sound(wanted.sound, Fraction(wanted.frames) / wanted.rate)
+        except BaseException:
+            self._container.close()
+            raise
 
     def add(self, planes: np.ndarray) -> int:
         """Encode a frame, uint8 [3·H/2, W] as `yuv.to_planes` makes it; the packets that came out of it."""
         frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.pts, frame.time_base = self._frames, 1 / self._rate
+        frame.pts, frame.time_base = self._frames, 1 / self.wanted.rate
         self._frames += 1
         return self._write(self._video.encode(frame))
 
@@ -118,6 +134,11 @@ class Mp4:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container.close()
+
+
+def ffmpegs(path: Path) -> str:
+    """The path as FFmpeg takes it, which reads `scene:1.mp4` as an address."""
+    return str(path.absolute())
 
 
 def h264_stream(container: OutputContainer, size: tuple[int, int], rate: Fraction | int, crf: int) -> av.VideoStream:

@@ -39,7 +39,7 @@ Stage = Literal["prompt", "image", "weights", "kernels", "sampling", "frames"]
 Progress = Callable[[Stage, int, int], None]
 """Called with (stage, done, in all)."""
 Receive = Callable[[Tensor], None]
-"""Called with the next frames of the video, uint8 [t, H, W, 3], on the device that made them."""
+"""Called with the next frames of the video, fp32 [3, t, H, W] in 0…1, on the device that made them."""
 
 REMEDY = "choose fewer frames or a smaller size, a quantized model, attention sla instead of dense, or --device cpu"
 
@@ -134,30 +134,43 @@ class Pipeline:
         """The raw latent [1, 16, T, H, W] of a video, as the nodes' LATENT holds it."""
         self.check(request)
         with memory_advice("pipeline", self.device, REMEDY):
-            image = None if request.image is None else self._encode_image(request)
-            turns = self._turns(request)
+            image = None if request.image is None else self.encode_image(request)
             shape = torch.Size((1, LATENT_CHANNELS, *latent_size(request.frames, request.size[1], request.size[0])))
             noise = StepNoise(shape, self.device, request.seed, request.noise)
-            initial = _initial_noise(shape, request.seed) if noise.initial is None else noise.initial
-            x = initial.to(self.device) * turns[0].times[0].to(self.device)
-            stochastic = request.chosen_sampler == "sde"
-            if stochastic:
+            initial = initial_noise(shape, request.seed) if noise.initial is None else noise.initial
+            if request.chosen_sampler == "sde":
                 noise.draw_ahead()
-            done = 0
-            for turn in turns:
-                expert = self._bring(turn.slot, shape)
-                predict = self._predictor(expert, text.to(self.device), image, done, request.steps)
-                x = rcm.sample(predict, x, turn.times, stochastic=stochastic, noise=noise, first_step=done)
-                done += len(turn.times) - 1
-            return denormalize(x.to(torch.float32))
+            return self.walk(request, initial, noise, text, image)
+
+    @torch.inference_mode()
+    def walk(
+        self, request: Request, initial: Tensor, noise: Callable[[], Tensor], text: Tensor, image: Tensor | None
+    ) -> Tensor:
+        """Standard normal noise [B, 16, T, H, W] to raw latents, in the request's steps.
+
+        Args:
+            request: what all of them have in common; not its prompt, seed and image.
+            noise: draws what the SDE adds in a step, as much as `initial`.
+            text: [B, tokens, dim].
+            image: [B, 20, T, H, W], what an image-to-video model reads beside the noise.
+        """
+        turns = self._turns(request)
+        x = initial.to(self.device) * turns[0].times[0].to(self.device)
+        stochastic = request.chosen_sampler == "sde"
+        done = 0
+        for turn in turns:
+            expert = self._bring(turn.slot, x.shape)
+            predict = self._predictor(expert, text.to(self.device), image, done, request.steps)
+            x = rcm.sample(predict, x, turn.times, stochastic=stochastic, noise=noise, first_step=done)
+            done += len(turn.times) - 1
+        return denormalize(x.to(torch.float32))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, receive: Receive) -> None:
         """The frames of a raw latent."""
 
         def hand_on(_: int, __: int, piece_1CTHW: Tensor) -> None:
-            frames = piece_1CTHW[0].to(torch.float32).add(1).mul(127.5).round().clamp(0, 255)
-            receive(frames.to(torch.uint8).permute(1, 2, 3, 0))
+            receive(piece_1CTHW[0].to(torch.float32, copy=True).add_(1).div_(2).clamp_(0, 1))
 
         with memory_advice("VAE decode", self.device, REMEDY):
             plan = self._vae.plan_decode(tuple(latent.shape[2:]), chunk=None, budget=None)
@@ -192,8 +205,9 @@ class Pipeline:
             )
         return turns
 
-    def _encode_image(self, request: Request) -> Tensor:
-        """What the network gets beside the noise, [1, 20, T, H, W] in its dtype."""
+    @torch.inference_mode()
+    def encode_image(self, request: Request) -> Tensor:
+        """What the network gets of the request's image beside the noise, [1, 20, T, H, W] in its dtype."""
         frames = start_image.image_then_grey(start_image.load_image(request.image), request.size)[: request.frames]
         size = latent_size(request.frames, request.size[1], request.size[0])
         plan = self._vae.plan_encode(size, chunk=None, budget=None, still=request.frames > len(frames))
@@ -218,7 +232,7 @@ class Pipeline:
             self._experts[slot] = Expert(source, self.settings, self.device, self.dtype, reporter)
         expert = self._experts[slot]
         if on_gpu:
-            tokens = shape[2:].numel() // expert.network.config.patch_volume
+            tokens = shape[0] * shape[2:].numel() // expert.network.config.patch_volume
             needed = working_bytes(expert.network.config, tokens)
             if expert.here and free_bytes(self.device) < needed:
                 expert.release()
@@ -243,7 +257,7 @@ class Pipeline:
             nonlocal step
             step += 1
             inputs = x.to(self.dtype) if image is None else torch.cat([x.to(self.dtype), image], dim=1)
-            timestep = x.new_tensor([t]) * 1000
+            timestep = x.new_full((len(x),), t) * 1000
             if expert.source.turbodiffusion:
                 timestep = rcm.round_timestep(timestep)
             self._compile_ahead(expert, inputs, timestep, text)
@@ -340,6 +354,6 @@ def _read_vae(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _initial_noise(shape: torch.Size, seed: int) -> Tensor:
+def initial_noise(shape: torch.Size, seed: int) -> Tensor:
     """As ComfyUI draws it: on the CPU, from the seed itself."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)

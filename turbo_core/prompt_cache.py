@@ -58,7 +58,7 @@ class PromptCache:
         return found
 
     def put(self, key: str, text: str, conditioning: Conditioning) -> None:
-        """Keep an encoded prompt; ConditioningError if it holds what cannot be written down."""
+        """Keep an encoded prompt; NotPlainError if it holds what cannot be written down."""
         packed = pack(conditioning)
         metadata = {
             "format": FORMAT,

@@ -1,7 +1,7 @@
 """Encoded prompts as safetensors: tensors bit for bit, plain values as JSON, a checksum over both.
 
 A conditioning is ComfyUI's list of ``[states, extras]``. What the host or another pack may put there besides tensors
-and plain values (hooks, models) cannot be written down, and is refused.
+and plain values (hooks, models) cannot be written down: `NotPlainError`.
 
 Tensors lose the rows of zeros at their end (a prompt's padding: most of umT5's 512 tokens), and get them back.
 """
@@ -28,6 +28,17 @@ DTYPES = (
 PLAIN = (type(None), bool, int, float, str)
 
 
+class NotPlainError(ConditioningError):
+    """A conditioning that cannot be kept, because of what was `found` in it; it may be used all the same."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"prompts: an encoded prompt must consist of tensors and plain values to be kept, got {found}; leave out "
+            "the node that puts it there, or encode this prompt anew each time"
+        )
+        self.found = found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packed:
     """A conditioning taken apart: named tensors, and how the rest holds them (JSON)."""
@@ -46,7 +57,7 @@ class Packed:
 
 
 def pack(conditioning: Conditioning) -> Packed:
-    """Take a conditioning apart; ConditioningError names what cannot be kept."""
+    """Take a conditioning apart; NotPlainError names what cannot be kept."""
     tensors: dict[str, Tensor] = {}
     layout = _pack(conditioning, "conditioning", tensors)
     return Packed(tensors=tensors, layout=json.dumps(layout))
@@ -59,8 +70,9 @@ def unpack(packed: Packed) -> Conditioning:
 
 def require_finite(conditioning: Conditioning, where: str) -> None:
     """An overflown encoding must not be kept for later."""
-    for states, _ in conditioning:
-        if not bool(torch.isfinite(states).all()):
+    for states in (entry[0] for entry in conditioning):
+        plain = isinstance(states, Tensor) and states.layout == torch.strided and states.is_floating_point()
+        if plain and not bool(torch.isfinite(states.float()).all()):
             raise ConditioningError(
                 f"{where}: the encoded prompt must be finite, got NaN or infinity; use another text encoder file, or "
                 "start ComfyUI with --fp32-text-enc"
@@ -70,7 +82,7 @@ def require_finite(conditioning: Conditioning, where: str) -> None:
 def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         if value.dtype not in DTYPES or value.layout != torch.strided:
-            raise _refusal(where, f"a tensor of {value.dtype}, {value.layout}")
+            raise NotPlainError(f"a tensor of {value.dtype}, {value.layout} in {where}")
         name = str(len(tensors))
         tensors[name] = _without_zero_rows(value.detach())
         return {"tensor": name, "rows": value.shape[-2] if value.ndim > 1 else None}
@@ -80,7 +92,7 @@ def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         return {type(value).__name__: [_pack(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]}
     if type(value) is dict and all(type(key) is str for key in value):
         return {"dict": {key: _pack(item, f"{where}.{key}", tensors) for key, item in value.items()}}
-    raise _refusal(where, type(value).__name__)
+    raise NotPlainError(f"{type(value).__name__} in {where}")
 
 
 def _unpack(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -92,13 +104,6 @@ def _unpack(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: _unpack(item, tensors) for key, item in layout["dict"].items()}
     ((kind, items),) = layout.items()
     return {"list": list, "tuple": tuple}[kind](_unpack(item, tensors) for item in items)
-
-
-def _refusal(where: str, got: str) -> ConditioningError:
-    return ConditioningError(
-        f"TurboPromptCache: an encoded prompt must consist of tensors and plain values to be kept, got {got} in "
-        f"{where}; use CLIPTextEncode for this prompt"
-    )
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ until the thread copies them. At most `WAITING` pieces wait: an encoder that fal
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import yuv
-from .mp4 import Format, Mp4
+from .mp4 import Mp4
 
 WAITING = 8  # pieces, of four frames where a decoder chooses
 POLL = 0.02  # seconds between two looks for a cancellation
@@ -27,36 +26,32 @@ Piece = tuple[Tensor, "torch.cuda.Event | None"]
 
 
 class Recorder:
-    """Takes a video's frames in their order and makes its MP4; a context, whose end stops the thread.
+    """Takes a video's frames in their order and puts them into its MP4; a context, whose end closes the file.
 
     Args:
-        wanted: the file's format.
-        finish: maps decoded values to 0…1 in fp32; may work in place.
         progress: called with (done, in all), counting frames decoded and frames encoded.
         interrupted: called now and then while waiting; raises to cancel.
     """
 
     def __init__(
         self,
-        wanted: Format,
+        file: Mp4,
         *,
-        finish: Callable[[Tensor], Tensor],
         progress: Callable[[int, int], None] | None = None,
         interrupted: Callable[[], None] | None = None,
     ) -> None:
-        self._finish = finish
+        self._file = file
         self._progress, self._interrupted = progress, interrupted
-        self._decoded, self._to_decode = 0, wanted.frames
-        self._encoded, self._to_encode = 0, wanted.frames
+        self._decoded, self._to_decode = 0, file.wanted.frames
+        self._encoded, self._to_encode = 0, file.wanted.frames
         self._pieces: Queue[Piece | None] = Queue(WAITING)
         self._stop = Event()
-        self._wanted = wanted
         self._thread = ThreadPoolExecutor(1, "turbowan-mp4")
-        self._work: Future[io.BytesIO]
+        self._work: Future[None]
 
-    def receive(self, sample: int, frame: int, piece_1CTHW: Tensor) -> None:
-        """Take the frames that follow on those before; as `vae_passes.Receive`."""
-        planes = yuv.to_planes(self._finish(piece_1CTHW[0].to(torch.float32, copy=True)))
+    def write(self, rgb_CTHW: Tensor) -> None:
+        """Take the frames that follow on those before, fp32 in 0…1."""
+        planes = yuv.to_planes(rgb_CTHW)
         computed = torch.cuda.current_stream(planes.device).record_event() if planes.is_cuda else None
         self._put((planes, computed))
 
@@ -65,13 +60,13 @@ class Recorder:
         self._decoded, self._to_decode = done, total
         self._report()
 
-    def result(self) -> io.BytesIO:
-        """The file, once all frames came."""
+    def complete(self) -> None:
+        """Wait for the file, once all frames came."""
         self._put(None)
         while not wait([self._work], POLL).done:
             self._wait()
         self._report()
-        return self._work.result()
+        self._work.result()
 
     def _put(self, piece: Piece | None) -> None:
         while True:
@@ -91,19 +86,18 @@ class Recorder:
         if self._progress is not None:
             self._progress(self._decoded + self._encoded, self._to_decode + self._to_encode)
 
-    def _encode(self) -> io.BytesIO:
-        """The thread's work; what it returns after `_stop` is half a file that nobody reads."""
-        with Mp4(self._wanted) as file:
+    def _encode(self) -> None:
+        """The thread's work; after `_stop` it leaves half a file."""
+        with self._file as file:
             for piece in self._copied():
                 for planes in piece.numpy():
                     if self._stop.is_set():
-                        return file.data
+                        return
                     self._encoded += file.add(planes)
             for packets in file.flush():
                 if self._stop.is_set():
-                    return file.data
+                    return
                 self._encoded += packets
-        return file.data
 
     def _copied(self) -> Iterator[Tensor]:
         """The pieces on the CPU, copied in a stream beside the decoder's."""

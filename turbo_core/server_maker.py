@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .comfy_client import ComfyClient, Workflow
@@ -14,11 +14,10 @@ from .expert import NetworkSettings
 from .model_choice import Choice
 from .parameters import parameters
 from .request import Request
+from .server_files import require_node
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows" / "api"
 NAMES = {"t2v": "TurboWan_T2V.json", "i2v": "TurboWan_I2V.json"}
-LISTED = 8  # files in a message
-PACK = "Turbo"  # begins the kinds of this pack's nodes
 # kind of node → the stage that its progress is of
 STAGES = {
     "CLIPTextEncode": "prompt",
@@ -28,22 +27,24 @@ STAGES = {
     "TurboI2VSampler": "sampling",
     "TurboVAEDecodeVideo": "frames",
 }
-FILE_INPUTS = {"TurboLoader": "file", "CLIPLoader": "clip_name", "VAELoader": "vae_name"}
 
 
 class ServerMaker:
-    """Queues one video after another on the ComfyUI at `url`, whose own files are used."""
+    """Queues one video after another on a ComfyUI; `choice` has its names of the files (`server_files`)."""
 
     def __init__(
-        self, url: str, choice: Choice, settings: NetworkSettings, progress: Callable[[str, int, int], None]
+        self,
+        client: ComfyClient,
+        choice: Choice,
+        settings: NetworkSettings,
+        progress: Callable[[str, int, int], None],
     ) -> None:
-        self._client = ComfyClient(url)
-        self._choice, self._settings, self._progress = choice, settings, progress
-        self._nodes: dict[str, dict[str, Any]] = {}
-        """What the server said of the kinds of nodes that it was asked for."""
+        self._client, self._choice, self._settings, self._progress = client, choice, settings, progress
+        self._there: set[str] = set()
+        """Kinds of nodes that the server has, of those that it was asked for."""
 
     def check(self, request: Request) -> None:
-        """Raise where the server lacks nodes or files for the request."""
+        """Raise where the server lacks nodes for the request."""
         request.check("server")
         if request.family == "t2v" and request.chosen_sampler != "sde":
             raise SettingsError(
@@ -51,10 +52,9 @@ class ServerMaker:
             )
         shipped = _shipped(request)
         self._check_number(len(_loaders(shipped)))
-        for kind in {node["class_type"] for node in shipped.values()}:
-            self._node(kind)
-        for kind, name in self._files():
-            self._offered(kind, name)
+        for kind in {node["class_type"] for node in shipped.values()} - self._there:
+            require_node(self._client, kind)
+            self._there.add(kind)
 
     def prepare(self, requests: Sequence[Request]) -> None:
         """Nothing: the server keeps what it has loaded."""
@@ -81,7 +81,7 @@ class ServerMaker:
         for node in workflow.values():
             node["inputs"] |= own.get(node["class_type"], {})
         for node, file in zip(_loaders(workflow), self._choice.networks, strict=True):
-            workflow[node]["inputs"]["file"] = self._offered("TurboLoader", file)
+            workflow[node]["inputs"]["file"] = file
         return workflow
 
     def _inputs(self, request: Request) -> dict[str, dict[str, Any]]:
@@ -91,8 +91,8 @@ class ServerMaker:
         sampling = {name: told[name] for name in ("seed", "steps", "sigma_max", "noise")}
         inputs = {
             "TurboLoader": {name: told[name] for name in ("attention", "topk", "precision")},
-            "CLIPLoader": {"clip_name": self._offered("CLIPLoader", self._choice.text_encoder)},
-            "VAELoader": {"vae_name": self._offered("VAELoader", self._choice.vae)},
+            "CLIPLoader": {"clip_name": self._choice.text_encoder},
+            "VAELoader": {"vae_name": self._choice.vae},
             "CLIPTextEncode": {"text": literal(request.prompt)},
             "EmptyHunyuanLatentVideo": size,
             "TurboT2VSampler": sampling,
@@ -102,12 +102,6 @@ class ServerMaker:
         if request.image is not None:
             inputs["LoadImage"] = {"image": self._client.upload_image(request.image)}
         return inputs
-
-    def _files(self) -> Iterator[tuple[str, str]]:
-        for name in self._choice.networks:
-            yield "TurboLoader", name
-        yield "CLIPLoader", self._choice.text_encoder
-        yield "VAELoader", self._choice.vae
 
     def _check_number(self, loaders: int) -> None:
         """The shipped workflow loads as many networks as were named."""
@@ -122,32 +116,6 @@ class ServerMaker:
                 f"server: the text-to-video workflow must get one model, got {' and '.join(named)}; leave out --low, "
                 "or give an image with --image"
             )
-
-    def _node(self, kind: str) -> dict[str, Any]:
-        if kind not in self._nodes:
-            node = self._client.node(kind)
-            if node is None:
-                remedy = "install TurboWan in its custom_nodes" if kind.startswith(PACK) else "update it"
-                raise ServerError(
-                    f"server: {self._client.url} must have the node {kind}, it has not; {remedy}, and restart it"
-                )
-            self._nodes[kind] = node
-        return self._nodes[kind]
-
-    def _offered(self, kind: str, name: str) -> str:
-        """The server's own name of a file; it may lie in a subfolder there."""
-        offered = _options(self._node(kind), FILE_INPUTS[kind])
-        wanted = Path(name).name if Path(name).is_absolute() else name
-        found = [option for option in offered if option.replace("\\", "/") == wanted]
-        found = found or [o for o in offered if PurePosixPath(o.replace("\\", "/")).name == wanted]
-        if not found:
-            release = self._choice.release
-            remedy = f"run `{release.command()}` there, or " if release else ""
-            raise ServerError(
-                f"server: {self._client.url} must have the file {wanted} for {kind}, it has "
-                f"{', '.join(offered[:LISTED]) or 'none'}; {remedy}name another with --model, --low, --vae …"
-            )
-        return found[0]
 
 
 def _shipped(request: Request) -> Workflow:
@@ -165,13 +133,6 @@ def _loaders(workflow: Workflow) -> list[str]:
     sampler = next(node for node in workflow.values() if node["class_type"] in ("TurboT2VSampler", "TurboI2VSampler"))
     links = sampler["inputs"]
     return [links["model"][0]] if "model" in links else [links["model_high"][0], links["model_low"][0]]
-
-
-def _options(node: dict[str, Any], name: str) -> list[str]:
-    """What a node's menu offers, in either form that ComfyUI has for it."""
-    inputs = node["input"]
-    kind, *rest = (inputs.get("required", {}) | inputs.get("optional", {}))[name]
-    return list(kind if isinstance(kind, list) else (rest[0].get("options", []) if rest else []))
 
 
 def literal(prompt: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from host.workflow import Graph, Link
 
 from turbowan.turbo_core.prompt_book import write_book
 from turbowan.turbo_core.prompt_cache import PromptCache
-from turbowan.turbo_core.prompt_key import prompt_key
+from turbowan.turbo_core.prompt_key import host_settings, prompt_key
 
 ENCODER = "tiny-encoder.safetensors"
 TEXT = "a red ball bounces to the right"
@@ -125,35 +126,99 @@ def test_a_linked_text(client: ComfyClient, kept: Path) -> None:
 
 
 def test_the_stock_loader_does_not_open_its_file(client: ComfyClient, host: ComfyProcess, kept: Path) -> None:
-    """The file is no encoder: CLIPLoader fails on it where it runs, and a known prompt never lets it."""
+    """The file is no encoder: CLIPLoader fails on it where it runs, and a known prompt never lets it.
+
+    Only one that this version of ComfyUI encoded, and on this device, is known.
+    """
     graph = Graph()
     loader = graph.add("CLIPLoader", clip_name=ENCODER, type="wan", device="default")
     probe = graph.add("TestConditioningProbe", conditioning=cached(graph, loader))
     assert not client.run(graph.prompt).ok
     status = (host.models / "text_encoders" / ENCODER).stat()
     stamp = [["text_encoders", status.st_size, status.st_mtime_ns]]
-    key = prompt_key(TEXT, loader, graph.prompt.__getitem__, lambda value: stamp if value == ENCODER else [])
-    PromptCache(folder=kept, limit=10**9).put(key, TEXT, [[torch.ones(1, 4, 8), {}]])
+    version = re.search(r'"([\d.]+)"', (host.checkout / "comfyui_version.py").read_text())[1]
+
+    def put(*settings: str) -> None:
+        others = host_settings(*settings, {})
+        files = {ENCODER: stamp}
+        key = prompt_key(TEXT, loader, graph.prompt.__getitem__, lambda value: files.get(value, []), others)
+        PromptCache(folder=kept, limit=10**9).put(key, TEXT, [[torch.ones(1, 4, 8), {}]])
+
+    put("0.7.0", "cpu")
+    put(version, "cuda")
+    assert not client.run(graph.prompt).ok
+    put(version, "cpu")
     run = finished(client, graph)
     assert loader[0] not in run.executed()
     assert run.report(probe[0])["text"]["shape"] == [1, 4, 8]
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [("nan", "must be finite, got NaN or infinity"), ("hooks", "got _Encoder in conditioning[0][1].hooks")],
-)
-def test_what_is_not_kept(client: ComfyClient, kept: Path, fault: str, message: str) -> None:
+def test_nothing_overflown_is_kept(client: ComfyClient, kept: Path) -> None:
     graph = Graph()
-    graph.add("TestConditioningProbe", conditioning=cached(graph, fake_clip(graph, fault)))
+    graph.add("TestConditioningProbe", conditioning=cached(graph, fake_clip(graph, "nan")))
     client.free()
-    assert message in client.run(graph.prompt).error
+    assert "must be finite, got NaN or infinity" in client.run(graph.prompt).error
     assert list(kept.glob("*")) == []
 
 
-def test_without_clip_a_book_serves(client: ComfyClient, host: ComfyProcess, kept: Path) -> None:
-    books = host.models / "turbowan_prompts"
-    books.mkdir(exist_ok=True)
+def test_what_cannot_be_kept_is_passed_on(client: ComfyClient, host: ComfyProcess, kept: Path) -> None:
+    """As CLIPTextEncode passes it on; the node and the log say why it is encoded each time."""
+    graph = Graph()
+    clip = fake_clip(graph, "hooks")
+    encoded = cached(graph, clip)
+    ours = graph.add("TestConditioningProbe", conditioning=encoded)
+    stock = graph.add("TestConditioningProbe", conditioning=graph.add("CLIPTextEncode", clip=clip, text=TEXT))
+    for _ in range(2):
+        client.free()
+        log = len(host.log())
+        run = finished(client, graph)
+        assert run.report(ours[0]) == run.report(stock[0])
+        assert run.report(ours[0])["others"]["hooks"] == "_Encoder"
+        assert run.texts[encoded[0]] == "prompt encoded, not kept: it holds _Encoder in conditioning[0][1].hooks"
+        assert "TurboPromptCache: the prompt is passed on, not kept" in host.log()[log:]
+        assert clip[0] in run.executed()
+    assert list(kept.glob("*")) == []
+
+
+@pytest.fixture
+def books(host: ComfyProcess) -> Iterator[Path]:
+    """The user's folder of prompt books, empty before and after."""
+    folder = host.models / "turbowan_prompts"
+    folder.mkdir(exist_ok=True)
+    yield folder
+    for path in folder.glob("*"):
+        path.unlink()
+
+
+def test_a_book_that_changed_is_read_again(client: ComfyClient, books: Path, kept: Path) -> None:
+    """With ComfyUI's own caches, which keep what did not change; one that comes or goes counts too."""
+    graph = Graph()
+    encoded = cached(graph, None)
+    probe = graph.add("TestConditioningProbe", conditioning=encoded)
+
+    def mean(value: float, name: str = "mine.safetensors") -> float:
+        write_book(books / name, {TEXT: [[torch.full((1, 6, 8), value), {}]]})
+        return finished(client, graph).report(probe[0])["text"]["mean"]
+
+    assert mean(2.0) == 2.0
+    assert encoded[0] not in finished(client, graph).executed()
+    assert mean(3.0) == 3.0
+    assert mean(4.0, "earlier.safetensors") == 4.0
+    (books / "earlier.safetensors").unlink()
+    assert finished(client, graph).report(probe[0])["text"]["mean"] == 3.0
+
+
+def test_books_do_not_count_where_an_encoder_is_connected(client: ComfyClient, books: Path, kept: Path) -> None:
+    graph = Graph()
+    encoded = cached(graph, fake_clip(graph))
+    graph.add("TestConditioningProbe", conditioning=encoded)
+    client.free()
+    assert encoded[0] in finished(client, graph).executed()
+    write_book(books / "mine.safetensors", {TEXT: [[torch.ones(1, 6, 8), {}]]})
+    assert encoded[0] not in finished(client, graph).executed()
+
+
+def test_without_clip_a_book_serves(client: ComfyClient, books: Path, kept: Path) -> None:
     write_book(books / "mine.safetensors", {TEXT: [[torch.full((1, 6, 8), 2.0), {"pooled_output": None}]]})
     graph = Graph()
     encoded = cached(graph, None)

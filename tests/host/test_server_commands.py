@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from host.workflow import nodes_of
 from PIL import Image
 
 from turbowan.turbo_core import cli, comfy_client, server_maker
-from turbowan.turbo_core.catalogue import TEXT_ENCODER
+from turbowan.turbo_core.catalogue import RELEASES, TEXT_ENCODER
+from turbowan.turbo_core.errors import ServerError
+from turbowan.turbo_core.model_choice import Named, choose
+from turbowan.turbo_core.server_files import locate_on_server
 
 SMALL = ["--size", f"{WIDTH}x{HEIGHT}", "--frames", str(LENGTH), "--vae", models.VAE, "--topk", "0.4"]
 T2V = ["--model", models.T2V_QUANT, *SMALL]
@@ -112,7 +117,7 @@ def test_batch(server: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "absent.pth"], "must have the file absent.pth for TurboLoader"),
+        (["--model", "absent.pth"], "must have absent.pth for TurboLoader, it has "),
         ([], "run `turbowan download t2v-1.3b` there"),
         (["--model", models.T2V_QUANT, "--vae", "absent.safetensors"], "absent.safetensors for VAELoader"),
         ([*T2V, "--sampler", "ode"], "TurboT2VSampler on the server samples with sde"),
@@ -129,6 +134,67 @@ def test_refusals(server: str, capsys: pytest.CaptureFixture[str], arguments: li
     assert error.startswith("turbowan: ")
     assert message in error
     assert list(Path().iterdir()) == []
+
+
+@pytest.fixture
+def released(host: ComfyProcess) -> Iterator[Path]:
+    """A folder among the host's networks, for files of releases."""
+    folder = host.models / "diffusion_models" / "released"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_release_is_found_under_either_name(
+    server: str, client: ComfyClient, host: ComfyProcess, released: Path
+) -> None:
+    """In whatever precision and folder the server has it; the batch's manifest tells which."""
+    release = RELEASES["t2v-1.3b"]
+    command = ["batch", "p.txt", "-o", "out", "--server", server, *SMALL, "--steps", "1"]
+    Path("p.txt").write_text("a ball")
+    for (file,), tiny in ((release.unquantized, models.T2V), (release.quantized, models.T2V_QUANT)):
+        (released / file.name).write_bytes((host.models / "diffusion_models" / tiny).read_bytes())
+        assert cli.main(command) == 0
+        ran = queued(client)
+        assert ran[nodes_of(ran, "TurboLoader")[0]]["inputs"]["file"] == f"released/{file.name}"
+        told = json.loads(Path("out/manifest.jsonl").read_text().splitlines()[-1])
+        assert told["parameters"]["files"][0] == file.name
+
+
+def test_a_pair_is_of_one_kind(server: str, host: ComfyProcess, released: Path) -> None:
+    release, ours = RELEASES["i2v-a14b"], comfy_client.ComfyClient(server)
+    choice = choose("i2v-a14b", Named(vae=models.VAE), image=True, server=True)
+    (high, low), (other_high, other_low) = (
+        [file.name for file in files] for files in (release.quantized, release.unquantized)
+    )
+    for name in (other_high, low):
+        (released / name).touch()
+    with pytest.raises(ServerError) as refused:
+        locate_on_server(ours, choice)
+    assert f"must have {high} and {low} or {other_high} and {other_low} for TurboLoader" in str(refused.value)
+    assert f"it has released/{low}, released/{other_high}, " in str(refused.value)
+    assert "run `turbowan download i2v-a14b` there" in str(refused.value)
+    (released / other_low).touch()
+    assert locate_on_server(ours, choice).networks == (f"released/{other_high}", f"released/{other_low}")
+    (released / high).touch()
+    assert locate_on_server(ours, choice).networks == (f"released/{high}", f"released/{low}")
+
+
+def test_another_text_encoder_serves(server: str, host: ComfyProcess) -> None:
+    encoders = host.models / "text_encoders"
+    usual, other = encoders / TEXT_ENCODER.name, encoders / "umt5_xxl_fp16.safetensors"
+    choice = choose(models.T2V, Named(vae=models.VAE), image=False, server=True)
+    usual.rename(other)
+    try:
+        assert locate_on_server(comfy_client.ComfyClient(server), choice).text_encoder == other.name
+    finally:
+        other.rename(usual)
+    assert locate_on_server(comfy_client.ComfyClient(server), choice).text_encoder == usual.name
+    usual.unlink()
+    with pytest.raises(
+        ServerError, match=f"{usual.name} or {other.name} or .* for CLIPLoader.* run `turbowan download"
+    ):
+        locate_on_server(comfy_client.ComfyClient(server), choice)
 
 
 def test_missing_nodes_are_named(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from turbowan.turbo_core import comfy_client, server_maker
+from turbowan.turbo_core import comfy_client, server_files, server_maker
 from turbowan.turbo_core.comfy_client import ComfyClient
 from turbowan.turbo_core.errors import ServerError, ServerGoneError, SettingsError
 from turbowan.turbo_core.expert import NetworkSettings
@@ -166,7 +166,7 @@ def test_an_unreadable_image(tmp_path: Path) -> None:
 )
 def test_a_workflow_gets_as_many_networks_as_it_loads(image: Path | None, low: str | None, message: str) -> None:
     choice = choose("high.pth", Named(low=low), image=image is not None, server=True)
-    maker = ServerMaker("http://127.0.0.1:9", choice, NetworkSettings(), lambda *_: None)
+    maker = ServerMaker(ComfyClient("http://127.0.0.1:9"), choice, NetworkSettings(), lambda *_: None)
     with pytest.raises(SettingsError, match=message):
         maker.check(Request(prompt="a", size=(64, 48), image=image))
 
@@ -174,6 +174,6 @@ def test_a_workflow_gets_as_many_networks_as_it_loads(image: Path | None, low: s
 @pytest.mark.parametrize("family", server_maker.NAMES)
 def test_progress_of_every_shipped_node_of_ours_is_told(family: str) -> None:
     shipped = json.loads((server_maker.WORKFLOWS / server_maker.NAMES[family]).read_text(encoding="utf-8"))
-    ours = {node["class_type"] for node in shipped.values() if node["class_type"].startswith(server_maker.PACK)}
+    ours = {node["class_type"] for node in shipped.values() if node["class_type"].startswith(server_files.PACK)}
     assert "TurboVAEDecodeVideo" in ours
     assert ours <= server_maker.STAGES.keys()

@@ -41,8 +41,8 @@ class Drawer:
         generator = torch.Generator().manual_seed(request.seed)
         width, height = request.size
         scenes = draw_scenes([triple], frames=request.frames, height=height, width=width, generator=generator)
-        frames = ((draw(scenes, height=height, width=width)[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
-        for piece in frames.split(16):
+        frames = (draw(scenes, height=height, width=width)[0] + 1) / 2
+        for piece in frames.split(16, dim=1):
             receive(piece)
 
 

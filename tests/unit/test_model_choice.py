@@ -57,6 +57,16 @@ def test_releases_are_found_and_else_what_brings_them_is_named(models: Path, nam
     assert located.files.vae == models / "vae" / VAE.name
 
 
+def test_an_expert_of_ones_own_stays_beside_either_kind(models: Path) -> None:
+    release = RELEASES["i2v-a14b"]
+    choice = choose("i2v-a14b", Named(low="mine.pth"), image=True)
+    assert choice.network_sets == tuple(
+        (files[0].name, "mine.pth") for files in (release.quantized, release.unquantized)
+    )
+    put(models, release.unquantized[0].name, "mine.pth")
+    assert [Path(path).name for path in locate(choice, models).networks] == [release.unquantized[0].name, "mine.pth"]
+
+
 def test_sizes_follow_the_model() -> None:
     sizes = {name: choose(name, Named(), image=False).size for name in RELEASES}
     assert sizes == {

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -59,12 +60,13 @@ def encode(video: Tensor, format: Format) -> io.BytesIO:
 
 
 def record(video: Tensor, format: Format, **callbacks: Any) -> io.BytesIO:
-    frames = video.shape[2]
-    with Recorder(format, finish=finish, **callbacks) as made:
+    frames, file = video.shape[2], Mp4(format)
+    with Recorder(file, **callbacks) as made:
         for first in range(0, frames, 4):
-            made.receive(0, first, video[:, :, first : first + 4])
+            made.write(finish(video[0, :, first : first + 4].clone()))
             made.decoded(min(first + 4, frames), frames)
-        return made.result()
+        made.complete()
+    return file.data
 
 
 def play(data: io.BytesIO) -> Found:
@@ -94,6 +96,22 @@ def test_every_frame_in_its_place(frames: int) -> None:
     assert np.square(found.frames - exact).mean() ** 0.5 < 6
     if frames > 2:
         assert np.square(found.frames[1:] - exact[:-1]).mean() ** 0.5 > 12, "a neighbouring frame must be told apart"
+
+
+def test_on_disk_its_index_comes_first(tmp_path: Path) -> None:
+    """A browser begins to play it before it has come whole."""
+    exact = finish(clip(9)[0])
+    with Mp4(wanted(9, crf=10), tmp_path / "a:b.mp4", "told") as file:
+        for frame in yuv.to_planes(exact).numpy():
+            file.add(frame)
+        list(file.flush())
+    content = (tmp_path / "a:b.mp4").read_bytes()
+    assert 0 < content.find(b"moov") < content.find(b"mdat")
+    found = play(io.BytesIO(content))
+    assert found.times == [frame / 16 for frame in range(9)]
+    assert np.square(found.frames - exact.movedim(0, -1).numpy() * 255).mean() ** 0.5 < 6
+    with av.open(io.BytesIO(content)) as container:
+        assert container.metadata[mp4.COMMENT] == "told"
 
 
 def test_colour_tags_as_comfyui_writes_them() -> None:
@@ -194,9 +212,9 @@ def test_cancelled_while_the_encoder_is_behind(gate: Gate) -> None:
 
     def decode() -> None:
         nonlocal taken
-        with Recorder(wanted(400), finish=finish, interrupted=cancel) as made:
-            for frame in range(400):
-                made.receive(0, frame, clip(1))
+        with Recorder(Mp4(wanted(400)), interrupted=cancel) as made:
+            for _ in range(400):
+                made.write(finish(clip(1)[0]))
                 taken += 1
 
     with pytest.raises(InterruptedError):
@@ -217,8 +235,8 @@ def test_cancelled_behind_the_last_frame(gate: Gate) -> None:
 
 def test_an_error_of_the_decoder_ends_the_thread() -> None:
     def decode() -> None:
-        with Recorder(wanted(9), finish=finish) as made:
-            made.receive(0, 0, clip(1))
+        with Recorder(Mp4(wanted(9))) as made:
+            made.write(finish(clip(1)[0]))
             raise MemoryError
 
     before = time.monotonic()
@@ -242,12 +260,12 @@ def test_an_error_of_the_encoder_reaches_the_decoder(monkeypatch: pytest.MonkeyP
 @pytest.mark.gpu
 def test_from_a_gpu_that_is_still_computing(encoded: list[np.ndarray]) -> None:
     video = clip(30)
-    with Recorder(wanted(30), finish=finish) as made:
+    with Recorder(Mp4(wanted(30))) as made:
         for first in range(0, 30, 4):
             torch.cuda._sleep(20_000_000)
-            piece = video[:, :, first : first + 4].cuda()
-            made.receive(0, first, piece)
+            piece = finish(video[0, :, first : first + 4].cuda())
+            made.write(piece)
             piece.fill_(float("nan"))  # a decoder reuses its memory
-        made.result()
+        made.complete()
     exact = yuv.to_planes(finish(video[0].clone())).numpy()
     assert abs(np.subtract(encoded, exact, dtype=int)).max() <= 1, "roundings of the GPU alone"

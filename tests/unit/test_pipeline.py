@@ -137,15 +137,14 @@ def test_frames_are_the_decoded_latent(t2v: Pipeline, models: TinyModels, text: 
     latent = t2v.sample(REQUEST, text)
     pieces: list[Tensor] = []
     t2v.decode(latent, pieces.append)
-    frames = torch.cat(pieces)
+    frames = torch.cat(pieces, dim=1)
     video = vae_weights.from_tensors(open_weights(models.vae).content).decode(latent)[0]
-    wanted = ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
-    assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
-    assert frames.dtype == torch.uint8
-    assert torch.equal(frames, wanted)
+    assert frames.shape == (3, FRAMES, HEIGHT, WIDTH)
+    assert frames.dtype == torch.float32
+    assert torch.equal(frames, ((video + 1) / 2).clamp(0, 1))
     again: list[Tensor] = []
     t2v.generate(REQUEST, text, again.append)
-    assert torch.equal(torch.cat(again), frames)
+    assert torch.equal(torch.cat(again, dim=1), frames)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -191,7 +190,7 @@ def test_it_can_be_cancelled_and_used_again(models: TinyModels, text: Tensor, st
     with pytest.raises(KeyboardInterrupt):
         run()
     pipeline._interrupted = lambda: None
-    assert torch.equal(torch.cat(run()), torch.cat(frames_of(text_to_video(models), request, text)))
+    assert torch.equal(torch.cat(run(), dim=1), torch.cat(frames_of(text_to_video(models), request, text), dim=1))
 
 
 def frames_of(pipeline: Pipeline, request: Request, text: Tensor) -> list[Tensor]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from turbowan.turbo_core import prompt_cache
 from turbowan.turbo_core.errors import CheckpointError, ConditioningError
 from turbowan.turbo_core.prompt_book import open_book, write_book
 from turbowan.turbo_core.prompt_cache import PromptCache
-from turbowan.turbo_core.prompt_entry import Conditioning, pack, require_finite, unpack
-from turbowan.turbo_core.prompt_key import prompt_key
+from turbowan.turbo_core.prompt_entry import Conditioning, NotPlainError, pack, require_finite, unpack
+from turbowan.turbo_core.prompt_key import host_settings, prompt_key
 
 GENEROUS = 10**9
 
@@ -94,8 +95,10 @@ def test_padding_takes_no_room(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_written_is_refused(tmp_path: Path, value: Any, got: str) -> None:
     cache = PromptCache(folder=tmp_path, limit=GENEROUS)
-    with pytest.raises(ConditioningError, match=rf"{got}.* in conditioning\[0\]\[1\]\.hooks.*use CLIPTextEncode"):
+    with pytest.raises(NotPlainError, match=r"tensors and plain values to be kept.*encode this prompt anew") as refused:
         cache.put("k", "text", [[torch.zeros(1, 2, 2), {"hooks": value}]])
+    assert got in refused.value.found
+    assert refused.value.found.endswith(" in conditioning[0][1].hooks")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,6 +106,12 @@ def test_an_overflown_encoding_is_refused() -> None:
     require_finite(conditioning(), "here")
     with pytest.raises(ConditioningError, match=r"here: .*--fp32-text-enc"):
         require_finite([[torch.full((1, 2, 2), float("nan")), {}]], "here")
+    with pytest.raises(ConditioningError, match="must be finite"):
+        require_finite([*conditioning(), [torch.full((1, 2, 2), float("nan")).to(torch.float8_e4m3fn), {}]], "here")
+
+
+def test_what_only_another_pack_knows_is_not_judged() -> None:
+    require_finite([["no tensor", {}], [torch.ones(1, 2, dtype=torch.int64)], [torch.ones(2).to_sparse(), {}]], "here")
 
 
 def test_unknown_key(tmp_path: Path) -> None:
@@ -268,6 +277,28 @@ def test_the_key_follows_text_graph_and_files() -> None:
         prompt_key("a", ("2", 0), GRAPH.__getitem__, lambda value: (), ["fp32_text_enc"]),
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_the_key_follows_the_host() -> None:
+    class Feature(Enum):
+        A = "fp16_accumulation"
+        B = "cublas_ops"
+
+    options = {"port": 8188, "fast": set(), "fp32_text_enc": False, "bf16_text_enc": False, "force_fp16": False}
+    hosts = [
+        host_settings("0.33.0", "cuda", options),
+        host_settings("0.33.1", "cuda", options),
+        host_settings("0.33.0", "cpu", options),
+        host_settings("0.33.0", "cuda", options | {"fp32_text_enc": True}),
+        host_settings("0.33.0", "cuda", options | {"bf16_text_enc": True}),
+        host_settings("0.33.0", "cuda", options | {"force_fp16": True}),
+        host_settings("0.33.0", "cuda", options | {"fast": {Feature.A}}),
+        host_settings("0.33.0", "cuda", options | {"fast": {Feature.A, Feature.B}}),
+    ]
+    keys = [prompt_key("a", ("2", 0), GRAPH.__getitem__, lambda value: (), host) for host in hosts]
+    assert len(set(keys)) == len(keys)
+    assert host_settings("0.33.0", "cuda", options | {"port": 1, "listen": "0.0.0.0"}) == hosts[0]
+    assert host_settings("0.33.0", "cuda", options | {"fast": {Feature.B, Feature.A}}) == hosts[-1]
 
 
 def test_the_key_ignores_what_does_not_feed_the_encoder() -> None:

@@ -17,13 +17,13 @@ SIZE = (96, 64)
 
 
 def clip(colour: tuple[int, int, int], frames: int = 5) -> torch.Tensor:
-    return torch.tensor(colour, dtype=torch.uint8).expand(frames, SIZE[1], SIZE[0], 3)
+    return (torch.tensor(colour) / 255).view(3, 1, 1, 1).expand(3, frames, SIZE[1], SIZE[0])
 
 
 def write(path: Path, frames: torch.Tensor, comment: dict | None = None) -> Path:
-    with VideoFile(path, SIZE, 16, comment or {}) as file:
-        file.write(frames[:1])
-        file.write(frames[1:])
+    with VideoFile(path, SIZE, frames.shape[1], 16, comment or {}) as file:
+        file.write(frames[:, :1])
+        file.write(frames[:, 1:])
     return path
 
 
@@ -44,10 +44,10 @@ def test_colours_are_bt709_as_tagged(tmp_path: Path, colour: tuple[int, int, int
 
 
 def test_frames_keep_their_order(tmp_path: Path) -> None:
-    steps = torch.arange(0, 240, 12, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, SIZE[1], SIZE[0], 3)
+    steps = (torch.arange(0, 240, 12) / 255).view(1, -1, 1, 1).expand(3, -1, SIZE[1], SIZE[0])
     path = tmp_path / "a.mp4"
-    with VideoFile(path, SIZE, 16, {}) as file:
-        for piece in steps.split(3):
+    with VideoFile(path, SIZE, 20, 16, {}) as file:
+        for piece in steps.split(3, dim=1):
             file.write(piece)
     with av.open(str(path)) as container:
         shown = [int(frame.to_rgb().to_ndarray().mean()) for frame in container.decode(video=0)]
@@ -66,7 +66,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, failure: type[BaseException]) 
     before = path.read_bytes()
 
     def stopped() -> None:
-        with VideoFile(path, SIZE, 16, {}) as file:
+        with VideoFile(path, SIZE, 9, 16, {}) as file:
             file.write(clip((9, 9, 9)))
             raise failure
 
@@ -103,20 +103,25 @@ def test_a_build_without_the_encoder_is_told(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(mp4, "h264_stream", refuse)
     with pytest.raises(BackendUnavailableError, match="must have an H.264 encoder"):
-        VideoFile(tmp_path / "a.mp4", SIZE, 16, {})
+        VideoFile(tmp_path / "a.mp4", SIZE, 5, 16, {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_of_the_encoder_is_told(tmp_path: Path) -> None:
-    """Two channels are no RGB; the error comes from another thread."""
-    with pytest.raises(ValueError, match="shape"):
-        write(tmp_path / "a.mp4", clip((9, 9, 9))[..., :2])
+def test_a_failure_of_the_encoder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error comes from another thread."""
+
+    def fail(*_: object) -> int:
+        raise OSError("no room")
+
+    monkeypatch.setattr(mp4.Mp4, "add", fail)
+    with pytest.raises(OSError, match="no room"):
+        write(tmp_path / "a.mp4", clip((9, 9, 9)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="output: the folder .* must exist"):
-        VideoFile(tmp_path / "none" / "a.mp4", SIZE, 16, {})
+        VideoFile(tmp_path / "none" / "a.mp4", SIZE, 5, 16, {})
 
 
 def test_other_files_have_no_parameters(tmp_path: Path) -> None:

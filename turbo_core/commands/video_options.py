@@ -66,12 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose(arguments: argparse.Namespace, *, image: bool) -> Choice:
-    """The model, with its files found unless a server has them."""
+    """The model, with its files found, here or on the server."""
     from ..model_choice import Named, choose, locate
 
     named = Named(low=arguments.low, vae=arguments.vae, text_encoder=arguments.text_encoder)
     choice = choose(arguments.model, named, image=image, server=arguments.server is not None)
-    return choice if arguments.server is not None else locate(choice, arguments.models_dir)
+    if arguments.server is None:
+        return locate(choice, arguments.models_dir)
+    from ..comfy_client import ComfyClient
+    from ..server_files import locate_on_server
+
+    return locate_on_server(ComfyClient(arguments.server), choice)
 
 
 def settings(arguments: argparse.Namespace) -> NetworkSettings:
@@ -103,9 +108,10 @@ def request(
 def maker(arguments: argparse.Namespace, choice: Choice, progress: Callable[[str, int, int], None]) -> Maker:
     """What will make the videos."""
     if arguments.server is not None:
+        from ..comfy_client import ComfyClient
         from ..server_maker import ServerMaker
 
-        return ServerMaker(arguments.server, choice, settings(arguments), progress)
+        return ServerMaker(ComfyClient(arguments.server), choice, settings(arguments), progress)
     from ..local_maker import LocalMaker
     from ..pipeline import default_device
     from .device import device

@@ -86,7 +86,7 @@ class TestVideoProbe:
 
 
 class TestConditioningProbe:
-    """Keys and tensor shapes of a CONDITIONING's first entry."""
+    """Keys and tensor shapes of a CONDITIONING's first entry; of what is no tensor, the type."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -101,7 +101,7 @@ class TestConditioningProbe:
         text, extra = conditioning[0]
         data = {"text": _statistics(text)}
         data |= {k: _statistics(v) for k, v in extra.items() if isinstance(v, torch.Tensor)}
-        return report(data)
+        return report(data | {"others": {k: type(v).__name__ for k, v in extra.items() if k not in data}})
 
 
 class TestCompare:
