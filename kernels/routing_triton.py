@@ -17,7 +17,8 @@ SCORE_TILE = 64
 LOWEST = tl.constexpr(-(2**31))
 # Rows are padded to one of these lengths, then times 4 …: 512 blocks are 480p, 2,048 are 131,072 tokens.
 SMALLEST_ROW = 512
-ELEMENTS_PER_WARP = 2048
+# The shortest row is one warp's, which waits for no other; longer ones go to 4, and to more where they fill registers.
+WARPS, ELEMENTS_PER_WARP = 4, 2048
 
 
 @triton.jit(do_not_specialize=["length", "blocks"])
@@ -131,6 +132,7 @@ def route_triton(pooled_q: Tensor, pooled_k: Tensor, k_mean: Tensor, kept: int) 
     columns = SMALLEST_ROW
     while columns < k_blocks:
         columns *= 4
+    warps = 1 if columns == SMALLEST_ROW else max(WARPS, min(16, columns // ELEMENTS_PER_WARP))
     grid = (triton.cdiv(q_blocks, SCORE_TILE), triton.cdiv(k_blocks, SCORE_TILE), batch * heads)
     with torch.cuda.device_of(pooled_q):
         _score_kernel[grid](
@@ -145,7 +147,5 @@ def route_triton(pooled_q: Tensor, pooled_k: Tensor, k_mean: Tensor, kept: int) 
             D=dim,
             num_warps=4,
         )
-        _choose_kernel[(batch * heads * q_blocks,)](
-            score, chosen, k_blocks, kept, COLUMNS=columns, num_warps=max(1, min(16, columns // ELEMENTS_PER_WARP))
-        )
+        _choose_kernel[(batch * heads * q_blocks,)](score, chosen, k_blocks, kept, COLUMNS=columns, num_warps=warps)
     return chosen

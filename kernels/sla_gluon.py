@@ -38,7 +38,7 @@ from .attention_gluon import (
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, load_tile, next_stage, view
+from .hopper_gluon import barrier, barriers, load_tile, next_stage, view
 from .routing import BLOCK_K
 from .sla import SlaInputs
 
@@ -97,9 +97,9 @@ def _copy_blocks(
             load_tile(v_desc, [batch, block * KEYS, column], arrived, v_room)
             block = following
             stage, phase = next_stage(stage, phase, STAGES)
-        mbarrier.wait(values_free, turn)
-        mbarrier.expect(values_ready, D * D * 2)
-        load_tile(values_desc, [batch_head * D, 0], values_ready, values_tile)
+        mbarrier.wait(values_free.index(0), turn)
+        mbarrier.expect(values_ready.index(0), D * D * 2)
+        load_tile(values_desc, [batch_head * D, 0], values_ready.index(0), values_tile)
         turn ^= 1
 
 
@@ -221,11 +221,11 @@ def _attend_tiles(
             )  # fmt: skip
 
         mbarrier.wait(w_ready, turn)
-        mbarrier.wait(values_ready, turn)
+        mbarrier.wait(values_ready.index(0), turn)
         acc = warpgroup_mma(w_tile, values_tile, acc, is_async=True)
         bias = gl.load(bias_ptr + columns).to(gl.float32)
         acc = warpgroup_mma_wait(0, deps=[acc])
-        mbarrier.arrive(values_free)
+        mbarrier.arrive(values_free.index(0))
         barrier()  # all warps have read w_tile
         first = (tile % q_blocks * GROUPS + group) * ROWS
         write_tile(
@@ -284,7 +284,6 @@ def _sparse_linear_kernel(
     HALF: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     K_LAYOUT: gl.constexpr = CODES if INT8 else HALF
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     q_tiles = gl.allocate_shared_memory(q_desc.dtype, [GROUPS, ROWS, D], K_LAYOUT)
     k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES, KEYS, D], K_LAYOUT)
     v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES, KEYS, D], HALF)
@@ -293,28 +292,11 @@ def _sparse_linear_kernel(
     facts = gl.allocate_shared_memory(gl.float32, [2 * GROUPS, ROWS], PLAIN)
     first_keys = gl.allocate_shared_memory(gl.int32, [GROUPS, 1], PLAIN)
     k_scales = gl.allocate_shared_memory(gl.float32, [STAGES, 1], PLAIN)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    q_ready = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    q_free = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    facts_ready = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    facts_free = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    w_ready = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    w_free = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    values_ready = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
-    values_free = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(ready.index(i), count=1)
-        mbarrier.init(free.index(i), count=GROUPS)
-    for i in gl.static_range(GROUPS):
-        mbarrier.init(q_ready.index(i), count=1)
-        mbarrier.init(q_free.index(i), count=1)
-        mbarrier.init(facts_ready.index(i), count=1)
-        mbarrier.init(facts_free.index(i), count=1)
-        mbarrier.init(w_ready.index(i), count=1)
-        mbarrier.init(w_free.index(i), count=1)
-    mbarrier.init(values_ready, count=1)
-    mbarrier.init(values_free, count=GROUPS)
+    ready, free = barriers(STAGES, GROUPS)
+    q_ready, q_free = barriers(GROUPS, 1)
+    facts_ready, facts_free = barriers(GROUPS, 1)
+    w_ready, w_free = barriers(GROUPS, 1)
+    values_ready, values_free = barriers(1, GROUPS)
     fence_async_shared()  # copies must find the barriers as they begin
 
     # One argument list a partition: a tuple bound to a name would turn its constants into run-time values.

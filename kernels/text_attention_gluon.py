@@ -29,7 +29,7 @@ from .attention_gluon import (
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import load_tile, next_stage, view
+from .hopper_gluon import barriers, load_tile, next_stage, view
 
 KEYS = 64
 STAGES = 4  # of 32 KiB, beside 32 KiB of queries and 32 of output
@@ -183,26 +183,14 @@ def _text_attention_kernel(
     D: gl.constexpr = k_desc.block_shape[2]
     HEADS: gl.constexpr = WIDTH // D
     HALF: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     q_tiles = gl.allocate_shared_memory(q_desc.dtype, [GROUPS, ROWS, D], HALF)
     k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES, KEYS, D], HALF)
     v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES, KEYS, D], HALF)
     out_tiles = gl.allocate_shared_memory(q_desc.dtype, [GROUPS, ROWS, D], HALF)
     factors = gl.allocate_shared_memory(gl.float32, [GROUPS, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    q_ready = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    q_free = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    factors_ready = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    factors_free = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(ready.index(i), count=1)
-        mbarrier.init(free.index(i), count=GROUPS)
-    for i in gl.static_range(GROUPS):
-        mbarrier.init(q_ready.index(i), count=1)
-        mbarrier.init(q_free.index(i), count=1)
-        mbarrier.init(factors_ready.index(i), count=1)
-        mbarrier.init(factors_free.index(i), count=1)
+    ready, free = barriers(STAGES, GROUPS)
+    q_ready, q_free = barriers(GROUPS, 1)
+    factors_ready, factors_free = barriers(GROUPS, 1)
     fence_async_shared()  # copies must find the barriers as they begin
 
     # One argument list a partition: a tuple bound to a name would turn its constants into run-time values.
