@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +97,8 @@ def score(name: str, request: Request, latents: Tensor, vae: WanVAE, picture: Pa
             for kind in Triple._fields
         }
         told = ", ".join(f"{kind} {count}" for kind, count in of_kind.items())
+        wrong = Counter(triple.motion for triple, finding in pairs if not finding.confirms(triple))
+        told += "".join(f"; {motion}: {count} wrong" for motion, count in wrong.most_common())
         print(f"{name}, {part}: {right} of {len(pairs)} right ({told})", file=sys.stderr, flush=True)
         parts[part] = right / len(pairs)
     if picture is not None:
