@@ -80,6 +80,7 @@ class _ClassicPatcher(_Careful, comfy.model_patcher.ModelPatcher):
 
 
 _StreamingBase = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+HOST_STREAMS = _StreamingBase is not comfy.model_patcher.ModelPatcher  # set by the host as it starts, before any prompt
 
 
 class _StreamingPatcher(_Careful, _StreamingBase):
@@ -90,7 +91,7 @@ def make_patcher(
     model: TurboWanBase, device: torch.device, offload_device: torch.device, streaming: bool
 ) -> comfy.model_patcher.ModelPatcher:
     """A patcher that streams weights where the host can, else the classic one."""
-    streams = streaming and not comfy.model_management.is_device_cpu(device)
+    streams = HOST_STREAMS and streaming and not comfy.model_management.is_device_cpu(device)
     patcher_class = _StreamingPatcher if streams else _ClassicPatcher
     return patcher_class(model, load_device=device, offload_device=offload_device)
 

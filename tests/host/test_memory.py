@@ -88,6 +88,13 @@ def test_weights_read_from_the_file_give_the_same_latents(client: ComfyClient, h
         assert report["equal"] == report["weights"]
 
 
+def test_a_gpu_of_a_host_without_streaming_reads_the_file(client: ComfyClient) -> None:
+    """The host streams on NVIDIA GPUs where comfy-aimdo works; elsewhere our own reader stands before its patcher."""
+    graph = TinyGraph()
+    made = graph.add("TestGpuPatcher", model=graph.load(models.T2V_QUANT))[0]
+    assert finished(client, graph).report(made)["patcher"] == "_ClassicPatcher"
+
+
 def test_a_file_that_changed_is_not_read_again(client: ComfyClient, host: ComfyProcess) -> None:
     """Its mapping still holds what was loaded where another file took its name."""
     graph, read = TinyGraph(), TinyGraph()
