@@ -25,6 +25,7 @@ from ..turbo_core.model import TurboWan
 from ._file_weights import FileWeights
 from ._hooks import ComfyHooks, Options, rope_options
 from ._operations import progress_bar, throw_if_interrupted
+from ._prepared import Prepared
 
 UMT5_XXL = 4096  # the width of its states
 OTHER_TEXT = "use the prompts that came with this model (TurboPromptCache without clip), or its own text encoder"
@@ -117,6 +118,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         rounds_timestep: TurboDiffusion networks were trained on timesteps rounded to bf16; other Wan files were not.
         file_weights: the large weights in their file; whoever makes the model sets them.
         weight_noise: what rounding the weights cost while they were loaded, where that was measured.
+        prepared: how the host's streaming last readied the model; see `_patcher`.
     """
 
     file_weights: FileWeights
@@ -133,6 +135,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         self.expert: str | None = None
         self.rounds_timestep = False
         self.weight_noise: WeightNoise | None = None
+        self.prepared: Prepared | None = None
 
     def process_timestep(self, timestep: Tensor, **conditions: Any) -> Tensor:
         return rcm.round_timestep(timestep) if self.rounds_timestep else timestep
