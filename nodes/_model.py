@@ -20,6 +20,7 @@ from ..turbo_core.channelwise import WeightNoise
 from ..turbo_core.checkpoint import TURBODIFFUSION
 from ..turbo_core.config import T2V_CHANNELS, WanConfig
 from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError, SettingsError
+from ..turbo_core.finite import all_finite
 from ..turbo_core.layers import ROW_LINEARS, Linear, TorchOperations
 from ..turbo_core.model import TurboWan
 from ._file_weights import FileWeights
@@ -175,7 +176,7 @@ class TurboWanBase(comfy.model_base.WAN21):
                 f"{self.config.name}: text conditioning must be [1, tokens, {self.config.text_dim}], got {got}; "
                 + ("encode the prompt with umT5-XXL (Load CLIP with type 'wan')" if umt5 else OTHER_TEXT)
             )
-        if not torch.isfinite(text).all():
+        if not all_finite(text):
             raise ConditioningError(
                 f"{self.config.name}: text conditioning must be finite, got NaN or infinity; use another umT5-XXL "
                 "file, or start ComfyUI with --fp32-text-enc"
