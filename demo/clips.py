@@ -4,7 +4,7 @@ Positions are in units of the frame's shorter side, y pointing down; frame f of 
 
     moving     start + f·speed                  along one axis
     bouncing   x as above; y = floor - 4·height·u·(1 - u),  u = frac(f / period + phase)
-    spinning   start; angle = phase + f·turn    clockwise
+    spinning   start; angle = f·TURN    clockwise, upright at first
 
 A shape is its signed distance d in pixels, and covers a pixel by clamp(1/2 - d, 0, 1). Polygons and stars of n points
 fold the plane into one sector of 2π/n, in which the outline is the line from a tip to the notch beside it; a cross is
@@ -28,7 +28,8 @@ NOTCH = {"square": math.cos(math.pi / 4), "triangle": math.cos(math.pi / 3), "st
 ARM = 0.34  # half the width of a cross's arms, of its radius
 SIZE = {"ball": 0.88, "square": 1.1, "triangle": 1.15, "star": 1.2, "cross": 1.0}  # tip radius at equal weight
 REACH = 1.2  # the most that a shape reaches, of its radius
-MARGIN = 0.02  # kept free at the frame's edges
+TURN = math.radians(1.6)  # of a spinning shape a frame: a third of a turn in 81
+MARGIN = 0.03  # kept free at the frame's edges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,7 @@ def draw_scenes(
     u = (f / period[:, None] + phase[:, None]) % 1
     floor = (sides[1] - room) - 4 * bounce[:, None] * u * (1 - u)
     centre[..., 1] = torch.where(bounces[:, None], floor, centre[..., 1])
-    turn = torch.deg2rad(1100 * speed)  # 5.7 to 6.8 degrees a frame
-    angle = torch.where(spins[:, None], 2 * math.pi * phase[:, None] + turn[:, None] * f, 0.0)
+    angle = torch.where(spins[:, None], TURN * f, 0.0)
     return Scenes(triples=triples, backgrounds=backgrounds, tilt=tilt, radius=radius, centre=centre, angle=angle)
 
 

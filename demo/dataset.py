@@ -11,7 +11,7 @@ from torch import Tensor
 from turbowan.demo.clips import draw, draw_scenes
 from turbowan.demo.differentiable import Prompts
 from turbowan.demo.vae_network import encode
-from turbowan.demo.vocabulary import Triple, caption, draw_triples
+from turbowan.demo.vocabulary import LESSONS, Triple, caption, draw_triples
 from turbowan.turbo_core.text_encoder import TextEncoder
 from turbowan.turbo_core.vae import WanVAE, normalize
 
@@ -51,8 +51,8 @@ def make(
     frames: int = FRAMES,
     images: int = 0,
 ) -> Dataset:
-    """Draw clips of trained triples, encode them and their captions; the first `images` ones also as image to video."""
-    triples = draw_triples(count, generator)
+    """Draw clips of `LESSONS`, encode them and their captions; the first `images` ones also as image to video."""
+    triples = draw_triples(count, generator, LESSONS)
     latents, of_images, grounds = [], [], []
     for start in range(0, count, CLIPS_AT_ONCE):
         some = triples[start : start + CLIPS_AT_ONCE]

@@ -35,7 +35,8 @@ SPEED = 0.0025  # short sides a frame that a moving shape makes at least; drawn 
 AT_REST = 0.06  # short sides that a spinning shape may wander
 STRAIGHT = 0.35  # least way across a movement, of the way along it, that makes it crooked
 BOUNCE = 0.18  # least height
-TURN = math.radians(3)  # least a frame; drawn ones turn 5.7 to 6.8 degrees
+TURN = math.radians(0.8)  # least a frame; drawn ones turn 1.6 degrees
+TURN_FRAMES = 4  # over which a turn is measured: one frame's is small beside what a VAE does to an outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,5 +195,6 @@ def _turns(moments: Tensor, shape: str) -> bool:
     if order is None:
         return False
     q = moments[:, ORDERS.index(order)]
-    turn = (q[1:] * q[:-1].conj()).angle() / order
+    frames = max(1, min(TURN_FRAMES, len(q) - 1))
+    turn = (q[frames:] * q[:-frames].conj()).angle() / (order * frames)
     return abs(turn.median().item()) > TURN

@@ -28,7 +28,7 @@ from turbowan.demo.regression import recorded
 from turbowan.demo.stage import Losses, Settings, Stage, add_arguments
 from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
 from turbowan.demo.train_dit import VAE, new_model
-from turbowan.demo.vocabulary import BACKGROUNDS, caption, draw_triples
+from turbowan.demo.vocabulary import BACKGROUNDS, LESSONS, caption, draw_triples
 from turbowan.turbo_core import rcm
 from turbowan.turbo_core.config import T2V_CHANNELS
 from turbowan.turbo_core.text_encoder import TextEncoder
@@ -160,7 +160,7 @@ def train(settings: Settings, course: Course) -> Stage:
     grounds = (*BACKGROUNDS, None)
     texts = [
         caption(triple, grounds[int(torch.randint(len(grounds), (1,), generator=generator))], generator)
-        for triple in draw_triples(course.captions, generator)
+        for triple in draw_triples(course.captions, generator, LESSONS)
     ]
     states = dataset.text_states(encoder, ["", *texts], device)
     teacher = Velocity(
