@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 import json
-import os
 import sys
 import types
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import alone
 import torch
 
 CHECKOUT, PACK, MODEL_FILE = map(Path, sys.argv[1:])
@@ -57,15 +56,9 @@ class Pages:
         return size if size < 1e30 else 0
 
 
-def import_pack(pages: Pages) -> tuple[types.ModuleType, types.ModuleType]:
+def import_pack(pages: Pages) -> list[types.ModuleType]:
     """The pack's `nodes._host` and `nodes._patcher` in a process with the host's streaming switched on, for the CPU."""
-    sys.argv = ["main.py", "--cpu"]
-    sys.path.insert(0, str(CHECKOUT))
-    os.chdir(CHECKOUT)
-    server = types.ModuleType("server")
-    server.PromptServer = type("PromptServer", (), {"instance": None})
-    sys.modules["server"] = server
-    importlib.import_module("comfy.options").enable_args_parsing()
+    alone.enter(CHECKOUT)
     host = importlib.import_module("comfy.model_patcher")
     if not hasattr(host, "ModelPatcherDynamic"):
         print(json.dumps(None))
@@ -74,10 +67,7 @@ def import_pack(pages: Pages) -> tuple[types.ModuleType, types.ModuleType]:
     streaming.__new__ = lambda cls, *_, **__: object.__new__(cls)  # else a classic one for the CPU
     streaming._vbar_get = lambda self, create=False: pages
     importlib.import_module("comfy_aimdo.host_buffer").HostBuffer = NoBuffer
-    spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-    sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return importlib.import_module("pack.nodes._host"), importlib.import_module("pack.nodes._patcher")
+    return alone.import_pack(PACK, "_host", "_patcher")
 
 
 @contextmanager

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from host import models
+from host import alone, models
 from host.server import REPO
 
 SCRIPT = Path(__file__).with_name("streamed_loads.py")
@@ -24,12 +21,7 @@ KEPT = {
 @pytest.fixture(scope="module")
 def loads(checkout: Path, host_python: Path, models_dir: Path) -> dict[str, dict]:
     """What each of the script's loads did."""
-    command = [str(host_python), str(SCRIPT), *map(str, (checkout, REPO, models_dir / "diffusion_models"))]
-    command[-1] += f"/{models.T2V_QUANT}"
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
-    run = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout.splitlines()[-1])
+    report = alone.report_of(SCRIPT, host_python, checkout, REPO, models_dir / "diffusion_models" / models.T2V_QUANT)
     if report is None:
         pytest.skip("this ComfyUI has no streaming patcher")
     return report
