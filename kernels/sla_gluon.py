@@ -22,7 +22,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .attention_gluon import (
     GROUP_ROWS,
@@ -38,7 +37,7 @@ from .attention_gluon import (
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, barriers, load_tile, next_stage, view
+from .hopper_gluon import Descriptor, barrier, barriers, load_tile, next_stage, view
 from .routing import BLOCK_K
 from .sla import SlaInputs
 
@@ -348,7 +347,7 @@ def attend_gluon(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None, bound
             head_descriptor(q8.codes if q8 else q, GROUP_ROWS),
             head_descriptor(k, BLOCK_K),
             head_descriptor(v, BLOCK_K),
-            TensorDescriptor.from_tensor(values, [dim, dim], shared_layout(values.dtype, 2)),
+            Descriptor(values, values.shape, values.stride(), [dim, dim], shared_layout(values.dtype, 2)),
             head_descriptor(out.view(q.shape), GROUP_ROWS),
             q,
             q8.scale if q8 else keys.ball.radius,
