@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from turbowan.demo import dataset, paths, preview
+from turbowan.demo.course import TEXT_ENCODER, VAE
 from turbowan.demo.differentiable import Velocity
-from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
-from turbowan.demo.train_dit import VAE
 from turbowan.demo.vocabulary import HELD_OUT
 from turbowan.turbo_core.block_int8 import dequantize_tensors
 from turbowan.turbo_core.checkpoint import read

@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from turbowan.demo import dataset, paths, preview
+from turbowan.demo.course import BaseCourse, add_course_arguments, parsed
 from turbowan.demo.differentiable import Velocity
 from turbowan.demo.muon import Muon
 from turbowan.demo.regression import recorded
 from turbowan.demo.stage import Losses, Settings, Stage, add_arguments
-from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
-from turbowan.demo.train_dit import VAE, new_model
+from turbowan.demo.train_dit import new_model
 from turbowan.demo.vocabulary import BACKGROUNDS, LESSONS, caption, draw_triples
 from turbowan.turbo_core import rcm
 from turbowan.turbo_core.config import T2V_CHANNELS
@@ -43,14 +43,11 @@ FIRST_COUNTS = 3  # times that a pair from noise alone counts: it is the hardest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Course(BaseCourse):
     """What the distillation is about."""
 
     start: Path
-    side: int = 160
-    frames: int = dataset.FRAMES
     topk: float = 0.1
-    batch: int = 32
     at_once: int = 32
     """Clips of a round of the teacher's."""
     rounds: int = 12
@@ -58,11 +55,8 @@ class Course:
     steps_of_round: int = 12
     """Training steps from one new round to the next."""
     captions: int = 2000
-    previews: int = 48
     guidance: float = 3.0
-    vae: Path = VAE
-    text_encoder: Path = TEXT_ENCODER
-    pictures: Path | None = None
+    """Of the teacher."""
 
 
 class Pool:
@@ -220,21 +214,15 @@ def look(stage: Stage, course: Course, encoder: TextEncoder, dtype: torch.dtype,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, state="work/t2v.safetensors", steps=20000, rate=5e-4)
+    add_course_arguments(parser, Course)
     parser.add_argument("--start", type=Path, required=True, help="file of the stage that trained the teacher")
-    parser.add_argument("--side", type=int, default=160, help="of the clips, in pixels")
-    parser.add_argument("--frames", type=int, default=dataset.FRAMES)
-    parser.add_argument("--topk", type=float, default=0.1, help="share of key blocks that attention keeps")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--at-once", type=int, default=32, help="clips of a round of the teacher's")
-    parser.add_argument("--rounds", type=int, default=12, help="of the teacher's that are kept")
-    parser.add_argument("--steps-of-round", type=int, default=12, help="training steps from one round to the next")
-    parser.add_argument("--guidance", type=float, default=3.0, help="of the teacher")
-    parser.add_argument("--previews", type=int, default=48, help="clips to make and to score at the end")
-    parser.add_argument("--pictures", type=Path, help="folder for pictures of these clips")
-    parser.add_argument("--vae", type=Path, default=VAE)
-    given = vars(parser.parse_args())
-    of_course = {name: given.pop(name) for name in Course.__dataclass_fields__ if name in given}
-    train(Settings(**given, slim=True, by_clock=True, warmup=20), Course(**of_course))
+    parser.add_argument("--at-once", type=int, default=Course.at_once, help="clips of a round of the teacher's")
+    parser.add_argument("--rounds", type=int, default=Course.rounds, help="of the teacher's that are kept")
+    parser.add_argument(
+        "--steps-of-round", type=int, default=Course.steps_of_round, help="training steps from one round to the next"
+    )
+    parser.add_argument("--guidance", type=float, default=Course.guidance, help="of the teacher")
+    train(*parsed(parser, Course, warmup=20))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from turbowan.demo import dataset, initial, paths, preview
+from turbowan.demo.course import BaseCourse, add_course_arguments, parsed
 from turbowan.demo.dataset import Dataset, Drawn
 from turbowan.demo.differentiable import Velocity, trainable
 from turbowan.demo.export_vae import averaged
@@ -34,8 +35,6 @@ from turbowan.demo.muon import Muon
 from turbowan.demo.regression import recorded
 from turbowan.demo.stage import Settings, Stage, add_arguments
 from turbowan.demo.text_encoder import D_MODEL
-from turbowan.demo.text_encoder import FILE as TEXT_ENCODER
-from turbowan.turbo_core import demo_bundle
 from turbowan.turbo_core.config import I2V_CHANNELS, T2V_CHANNELS
 from turbowan.turbo_core.model import TurboWan
 from turbowan.turbo_core.rcm import BOUNDARY_I2V, SIGMA_MAX_I2V, SIGMA_MAX_T2V
@@ -43,7 +42,6 @@ from turbowan.turbo_core.text_encoder import TextEncoder
 from turbowan.turbo_core.vae import WanVAE
 from turbowan.turbo_core.vae_weights import from_tensors
 
-VAE = demo_bundle.FOLDER / demo_bundle.VAE
 NOTHING = 0.1  # share of empty prompts
 UNIFORM = 0.15  # share of times that are uniform
 
@@ -67,13 +65,10 @@ SPANS = {None: Span(), "high": Span(BOUNDARY_I2V, 1.0, 1.0), "low": Span(0.0, BO
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Course(BaseCourse):
     """What one stage is about."""
 
     start: Path | None = None
-    side: int = 160
-    frames: int = dataset.FRAMES
-    topk: float = 1.0
     expert: str | None = None
     other: Path | None = None
     """The other expert's file, without which there are no previews of an expert."""
@@ -82,12 +77,8 @@ class Course:
     clips: int = 4096
     image_clips: int = 0
     """How many of the clips may have an image."""
-    batch: int = 32
-    previews: int = 48
     guidance: float = 1.0
-    vae: Path = VAE
-    text_encoder: Path = TEXT_ENCODER
-    pictures: Path | None = None
+    """To try beside none at the end."""
 
 
 def new_model(in_dim: int, start: Path | None, device: str, seed: int = 0) -> TurboWan:
@@ -230,25 +221,17 @@ def look(stage: Stage, course: Course, material: Material, dtype: torch.dtype) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, state="work/small.safetensors", steps=20000, rate=2e-3)
+    add_course_arguments(parser, Course)
     parser.add_argument("--start", type=Path, help="another stage's file to take the weights from")
-    parser.add_argument("--side", type=int, default=160, help="of the clips, in pixels")
-    parser.add_argument("--frames", type=int, default=dataset.FRAMES)
-    parser.add_argument("--topk", type=float, default=1.0, help="share of key blocks that attention keeps")
     parser.add_argument("--expert", choices=("high", "low", "pair"), help="train this of image to video")
     parser.add_argument("--other", type=Path, help="the other expert's file, for the clips made at the end")
-    parser.add_argument("--clips", type=int, default=4096, help="to draw and encode for the training")
+    parser.add_argument("--clips", type=int, default=Course.clips, help="to draw and encode for the training")
     parser.add_argument("--images", type=float, help="share of the clips that have an image as condition")
     parser.add_argument("--image-clips", type=int, default=512, help="how many of the clips may have one")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--previews", type=int, default=48, help="clips to make and to score at the end")
     parser.add_argument("--guidance", type=float, default=3.0, help="to try beside none at the end")
-    parser.add_argument("--pictures", type=Path, help="folder for pictures of these clips")
-    parser.add_argument("--vae", type=Path, default=VAE)
-    given = vars(parser.parse_args())
-    of_course = {name: given.pop(name) for name in Course.__dataclass_fields__ if name in given}
-    if of_course["images"] is None:
-        of_course["image_clips"] = 0
-    settings, course = Settings(**given, slim=True, by_clock=True, warmup=50), Course(**of_course)
+    settings, course = parsed(parser, Course, warmup=50)
+    if course.images is None:
+        course = replace(course, image_clips=0)
     (train_pair if course.expert == "pair" else train)(settings, course)
 
 
