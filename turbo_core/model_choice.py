@@ -81,9 +81,10 @@ class Choice:
 
     def command_for(self, missing: Collection[str]) -> str | None:
         """What downloads one of these files or more; None where all of them are a user's own."""
-        if self.release is not None and {file.name for file in self.release.files()}.intersection(missing):
+        known = [name for name in missing if command_for(name) is not None]
+        if self.release is not None and len(known) > 1:
             return self.release.command()
-        return next((command for name in missing if (command := command_for(name)) is not None), None)
+        return command_for(known[0]) if known else None
 
 
 def choose(model: str | None, named: Named, *, image: bool, server: bool = False) -> Choice:

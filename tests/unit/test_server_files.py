@@ -46,7 +46,7 @@ def test_either_separator(model: str, listed: str) -> None:
         (Named(low="mine.pth"), Server(NETWORK), "; name another with"),
         (Named(), Server(), f"; run `{RELEASE.command()}` there, or name another with"),
         (Named(low="mine.pth"), Server(), f"; run `{RELEASE.command()}` there, or name another with"),
-        (Named(), Server(NETWORK, vaes=()), f"; run `{RELEASE.command()}` there, or name another with"),
+        (Named(), Server(NETWORK, vaes=()), "; run `turbowan download vae` there, or name another with"),
     ],
 )
 def test_a_command_is_named_only_for_what_it_brings(named: Named, server: Server, remedy: str) -> None:
