@@ -96,7 +96,7 @@ class HostedTurboWan(TurboWan):
         if not torch.isfinite(out).all():  # here and not in our samplers alone: any sampler may drive this model
             raise NonFiniteError(
                 f"{self.config.name}: the network must give finite values, got NaN or infinity at timestep "
-                f"{timestep.flatten()[0].item():g}; try attention 'dense' or precision 'bf16', and check LoRA "
+                f"{timestep.flatten()[0].item():g}; try attention 'sla' or precision 'bf16', and check LoRA "
                 "strengths and the model file"
             )
         return out[:, :, :frames, :height, :width]

@@ -48,6 +48,16 @@ def output_dtype(vae: VAE) -> torch.dtype:
     return decide() if decide else torch.float32
 
 
+def free_memory(vae: VAE) -> int:
+    """Bytes that a decode finds free, with those that the host's streaming frees when they are asked for.
+
+    A streamed network may fill the GPU, and stays there until then. ComfyUI 0.8 has no streaming, a CPU no use for it.
+    """
+    if vae.device.type != "cpu" and hasattr(vae.patcher, "get_free_memory"):
+        return vae.patcher.get_free_memory(vae.device)
+    return comfy.model_management.get_free_memory(vae.device)
+
+
 @contextmanager
 def lend(
     vae: VAE, direction: Direction, plan: Callable[[wan_vae.WanVAE], Plan]
@@ -68,7 +78,7 @@ def lend(
         if kind not in _compiled_for:
             ours.compile_ahead(direction, progress=progress_bar(), interrupted=throw_if_interrupted)
             _compiled_for.add(kind)
-        yield ours, int(BUDGET_SHARE * comfy.model_management.get_free_memory(vae.device))
+        yield ours, int(BUDGET_SHARE * free_memory(vae))
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class TurboLoader(io.ComfyNode):
                     options=ATTENTIONS,
                     default="auto",
                     tooltip="auto: sparse-linear attention (SLA) if the file was trained with it, else dense. "
-                    "sagesla: SLA with int8 scores (Triton, RTX 30 or newer). dense: all keys; the slowest. "
+                    "sagesla: SLA with int8 scores (Triton, RTX 30 or newer). dense: all keys, without SLA's "
+                    "linear branch, so for files without one; the slowest. "
                     "sageattention: dense, by that package where it is installed and works.",
                 ),
                 io.Float.Input(

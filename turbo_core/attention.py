@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +20,8 @@ from .errors import SettingsError
 Mode = Literal["sla", "sagesla", "dense", "sageattention"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 SPARSE_MODES: tuple[Mode, ...] = ("sla", "sagesla")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,13 @@ def resolve(
         raise SettingsError(
             f"attention: {mode!r} needs a file trained with SLA (with proj_l weights), got {config.name} without them; "
             "choose dense or auto"
+        )
+    if mode not in SPARSE_MODES and config.has_proj_l:
+        log.warning(
+            "attention: %r leaves out the linear branch that the file (%s) was trained with, and its videos suffer; "
+            "'sla' with topk 1.0 computes all keys and keeps it",
+            mode,
+            config.name,
         )
     if mode == "sageattention":
         reason = sageattention.refusal(device, dtype)

@@ -54,7 +54,7 @@ class Release:
 
     def files(self, *, quantized: bool = True) -> tuple[HubFile, ...]:
         """The network and what every model needs beside it."""
-        return (*self.network(quantized=quantized), TEXT_ENCODER, VAE)
+        return (*self.network(quantized=quantized), *PARTS.values())
 
     def command(self, *, quantized: bool = True) -> str:
         """What brings these files."""
@@ -67,6 +67,8 @@ TEXT_ENCODER = HubFile(
     folder="text_encoders",
 )
 VAE = HubFile(repository=REPACKAGED, path="split_files/vae/wan_2.1_vae.safetensors", folder="vae")
+PARTS: dict[str, HubFile] = {"text-encoder": TEXT_ENCODER, "vae": VAE}
+"""What every network needs beside it, by the names that ``turbowan download`` takes for one of them alone."""
 
 
 def _release(name: str, title: str, repository: str, *experts: str) -> Release:
@@ -108,9 +110,12 @@ def known_file(name: str) -> HubFile | None:
 
 def command_for(name: str) -> str | None:
     """The command that downloads the file of that name, or None where it is in no release."""
+    for part, file in PARTS.items():
+        if name == file.name:
+            return f"turbowan download {part}"
     for entry in RELEASES.values():
         for quantized in (True, False):
-            if name in (file.name for file in entry.files(quantized=quantized)):
+            if name in (file.name for file in entry.network(quantized=quantized)):
                 return entry.command(quantized=quantized)
     return None
 
@@ -118,4 +123,4 @@ def command_for(name: str) -> str | None:
 def all_files() -> tuple[HubFile, ...]:
     """Every file of every release, each once."""
     networks = (file for entry in RELEASES.values() for file in (*entry.quantized, *entry.unquantized))
-    return (*networks, TEXT_ENCODER, VAE)
+    return (*networks, *PARTS.values())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import demo_bundle
-from .catalogue import RELEASES, TEXT_ENCODER, VAE, Folder, Release
+from .catalogue import RELEASES, TEXT_ENCODER, VAE, Folder, Release, command_for
 from .errors import SettingsError
 from .model_folders import find, search_folders, target_folder
 from .pipeline import ModelFiles
@@ -78,6 +78,13 @@ class Choice:
         """The files that serve as its text encoder, the best first."""
         usual = self.text_encoder == TEXT_ENCODER.name
         return (self.text_encoder, *OTHER_TEXT_ENCODERS) if usual else (self.text_encoder,)
+
+    def command_for(self, missing: Collection[str]) -> str | None:
+        """What downloads one of these files or more; None where all of them are a user's own."""
+        known = [name for name in missing if command_for(name) is not None]
+        if self.release is not None and len(known) > 1:
+            return self.release.command()
+        return command_for(known[0]) if known else None
 
 
 def choose(model: str | None, named: Named, *, image: bool, server: bool = False) -> Choice:
@@ -189,6 +196,7 @@ def _missing(choice: Choice, missing: list[tuple[Folder, str]], models_dir: Path
     places = {str(place) for folder, _ in missing for place in search_folders(folder, models_dir)}
     places = places or {str(target_folder(folder, models_dir)) for folder, _ in missing}
     remedy = "give its path, or name the folder of your models with --models-dir"
-    if choice.release is not None:
-        remedy = f"run `{choice.release.command()}{'' if models_dir is None else f' --to {models_dir}'}`, or {remedy}"
+    command = choice.command_for([name for _, name in missing])
+    if command is not None:
+        remedy = f"run `{command}{'' if models_dir is None else f' --to {models_dir}'}`, or {remedy}"
     return f"model: {choice.name} must have its files in {', '.join(sorted(places))}; missing: {names}; {remedy}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import PureWindowsPath
 from typing import Any
 
 from .expert import NetworkSettings
@@ -16,7 +16,8 @@ def parameters(request: Request, choice: Choice, settings: NetworkSettings) -> d
     told: dict[str, Any] = {
         "software": "TurboWan",
         "model": choice.name,
-        "files": [Path(name).name for name in (*choice.networks, choice.vae, choice.text_encoder)],
+        # By the rules of Windows, which has either separator: a server's names have its own.
+        "files": [PureWindowsPath(name).name for name in (*choice.networks, choice.vae, choice.text_encoder)],
         "prompt": request.prompt,
         "seed": request.seed,
         "steps": request.steps,

@@ -144,7 +144,7 @@ def sample(
         if not torch.isfinite(x0).all():
             raise NonFiniteError(
                 f"sampling: step {index + 1} (t = {t:.4f}) must give finite values, got NaN or infinity; "
-                "try attention 'dense' or precision 'bf16', and check LoRA strengths and the model file"
+                "try attention 'sla' or precision 'bf16', and check LoRA strengths and the model file"
             )
         if on_step is not None:
             on_step(index, x0, x)

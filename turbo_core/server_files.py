@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .catalogue import command_for
 from .checkpoint import listed
 from .comfy_client import ComfyClient
 from .errors import ServerError
@@ -48,7 +47,7 @@ def _first_of(client: ComfyClient, kind: str, sets: Sequence[tuple[str, ...]], c
             return tuple(found)
     known = [name for names in sets for name in names]
     there = dict.fromkeys([*(found for name in known if (found := _in_menu(name, menu)) is not None), *menu])
-    command = command_for(known[0]) if choice.release is None else choice.release.command()
+    command = choice.command_for([name for name in sets[0] if _in_menu(name, menu) is None])
     remedy = f"run `{command}` there, or " if command else ""
     raise ServerError(
         f"server: {client.url} must have {' or '.join(map(' and '.join, sets))} for {kind}, it has "
@@ -57,7 +56,7 @@ def _first_of(client: ComfyClient, kind: str, sets: Sequence[tuple[str, ...]], c
 
 
 def _in_menu(name: str, menu: Sequence[str]) -> str | None:
-    wanted = Path(name).name if Path(name).is_absolute() else name
+    wanted = Path(name).name if Path(name).is_absolute() else name.replace("\\", "/")
     by_path = [option for option in menu if option.replace("\\", "/") == wanted]
     by_name = [option for option in menu if PurePosixPath(option.replace("\\", "/")).name == wanted]
     return next(iter(by_path + by_name), None)

@@ -1,4 +1,4 @@
-"""A VAE whose weights ComfyUI streams, without a GPU: decodes twice and prints where the weights came from, as JSON.
+"""A VAE whose weights ComfyUI streams, without a GPU: prints what a decode lent and what counts as free, as JSON.
 
     python lent_vae.py CHECKOUT PACK VAE_FILE
 
@@ -16,6 +16,7 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,8 @@ class Lender:
         self.out.remove(module)
 
 
-def import_pack() -> tuple[types.ModuleType, types.ModuleType]:
-    """The host's `comfy.sd` and the pack's `nodes._decode`, for the CPU."""
+def import_pack() -> tuple[types.ModuleType, types.ModuleType, types.ModuleType]:
+    """The host's `comfy.sd` and the pack's `nodes._decode` and `nodes._wan_vae`, for the CPU."""
     sys.argv = ["main.py", "--cpu"]
     sys.path.insert(0, str(CHECKOUT))
     os.chdir(CHECKOUT)
@@ -60,7 +61,7 @@ def import_pack() -> tuple[types.ModuleType, types.ModuleType]:
     spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
     sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return importlib.import_module("comfy.sd"), importlib.import_module("pack.nodes._decode")
+    return tuple(importlib.import_module(name) for name in ("comfy.sd", "pack.nodes._decode", "pack.nodes._wan_vae"))
 
 
 def stream(model: nn.Module) -> None:
@@ -75,7 +76,7 @@ def stream(model: nn.Module) -> None:
 
 @torch.inference_mode()
 def main() -> None:
-    sd, decode = import_pack()
+    sd, decode, wan_vae = import_pack()
     from safetensors.torch import load_file
 
     vae = sd.VAE(sd=load_file(VAE_FILE))
@@ -91,18 +92,31 @@ def main() -> None:
     open_loans = len(lender.out)
 
     def fail(*_: object) -> None:
+        during.append(len(lender.out))
         raise InterruptedError
 
-    during = []
-    with decode.lend_decoder(vae, latent) as decoder:
-        during.append(len(lender.out))
-        try:
+    during: list[int] = []
+    try:
+        with decode.lend_decoder(vae, latent) as decoder:
             decoder.run(fail)
-        except InterruptedError:
-            during.append(len(lender.out))
+    except InterruptedError:
+        pass
     kept = sum(module.has_room for module in lender.asked) // 2
     report = {"same": same, "asked": asked, "open": [open_loans, *during, len(lender.out)], "kept": kept}
-    print(json.dumps(report))
+    print(json.dumps(report | {"free": free(wan_vae, vae)}))
+
+
+def free(wan_vae: types.ModuleType, vae: Any) -> dict[str, int]:
+    """What `free_memory` says where 5 bytes are free and streaming would free 2 more; and the budget of 1,000 bytes."""
+    importlib.import_module("comfy.model_management").get_free_memory = lambda device: 5
+    streams, older = types.SimpleNamespace(get_free_memory=lambda device: 5 + 2), types.SimpleNamespace()
+    found = {
+        name: wan_vae.free_memory(types.SimpleNamespace(device=torch.device(device), patcher=patcher))
+        for name, device, patcher in (("gpu", "cuda", streams), ("cpu", "cpu", streams), ("older", "cuda", older))
+    }
+    wan_vae.free_memory = lambda vae: 1000
+    with wan_vae.lend(vae, "decode", lambda ours: ours.plan_decode((1, 4, 4), chunk=None, budget=None)) as (_, budget):
+        return found | {"budget": budget}
 
 
 main()

@@ -21,6 +21,12 @@ def test_auto_follows_the_file(config, mode):
     assert attention.resolve("auto", 0.1, config, CPU).mode == mode
 
 
+@pytest.mark.parametrize(("mode", "config", "told"), [("dense", TRAINED, 1), ("dense", PLAIN, 0), ("sla", TRAINED, 0)])
+def test_leaving_out_a_trained_linear_branch_is_told(mode, config, told, caplog):
+    attention.resolve(mode, 0.1, config, CPU)
+    assert [config.name in record.getMessage() for record in caplog.records] == [True] * told
+
+
 @pytest.mark.parametrize("topk", [0.0, -0.1, 1.01])
 def test_topk_out_of_range(topk):
     with pytest.raises(SettingsError, match="topk: must be above 0 and at most 1"):

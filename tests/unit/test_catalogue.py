@@ -46,7 +46,8 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     [
         ("TurboWan2.1-T2V-14B-720P-quant.pth", "turbowan download t2v-14b-720p"),
         ("TurboWan2.1-T2V-14B-720P.pth", "turbowan download t2v-14b-720p --unquantized"),
-        ("wan_2.1_vae.safetensors", "turbowan download t2v-1.3b"),
+        ("wan_2.1_vae.safetensors", "turbowan download vae"),
+        ("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "turbowan download text-encoder"),
         ("mine.safetensors", None),
     ],
 )

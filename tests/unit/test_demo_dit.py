@@ -23,6 +23,14 @@ SIDE, FRAMES = 32, 9
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(autouse=True)
+def fp32_products():
+    """A stage lets the process round fp32 products to TF32, which no other test is to inherit."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict:
     """A text encoder and an untrained VAE."""

@@ -89,10 +89,10 @@ def test_a_missing_expert(tmp_path: Path, names: list[str], lacking: str | None)
 
 def test_text_encoders_and_vaes(tmp_path: Path) -> None:
     surroundings = in_folders(tmp_path)
-    for probe, name in ((files.text_encoders, "umt5_xxl"), (files.vaes, "wan_2.1_vae")):
+    for probe, part, name in ((files.text_encoders, "text-encoder", "umt5_xxl"), (files.vaes, "vae", "wan_2.1_vae")):
         found = only(probe(surroundings))
         assert found.level == "warn"
-        assert name in found.remedy
+        assert f"`turbowan download {part}` brings {name}" in found.remedy
     save_file(tiny_umt5.tiny_umt5_tensors(), tmp_path / "text_encoders" / "umt5.safetensors")
     save_file({"text_model.x": torch.zeros(2)}, tmp_path / "text_encoders" / "clip_l.safetensors")
     save_file(tiny.tiny_vae_tensors(), tmp_path / "vae" / "wan.safetensors")

@@ -186,6 +186,15 @@ def test_the_command(hub: Hub, tmp_path: Path) -> None:
     assert "%" not in done.stderr  # no bar in a log
 
 
+def test_a_part_alone(hub: Hub, tmp_path: Path) -> None:
+    done = _command(hub, "vae", "--to", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert everything(tmp_path) == {f"vae/{VAE.name}"}
+    refused = _command(hub, "vae", "--unquantized", "--to", str(tmp_path))
+    assert refused.returncode == 1
+    assert "--unquantized and --network-only must come with a model, got vae; leave them out" in refused.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
 def test_progress_on_a_terminal(hub: Hub, tmp_path: Path) -> None:
     import fcntl
@@ -243,7 +252,7 @@ def test_list_names_models_and_what_is_here(tmp_path: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     for name, entry in catalogue.RELEASES.items():
         assert f"{name}: {entry.title}" in out
-    assert f"vae/{VAE.name}: {place}" in out
+    assert f"vae/{VAE.name} (vae): {place}" in out
     assert f"{NETWORK.folder}/{NETWORK.name}: not here" in out
 
 

@@ -67,6 +67,17 @@ def test_an_expert_of_ones_own_stays_beside_either_kind(models: Path) -> None:
     assert [Path(path).name for path in locate(choice, models).networks] == [release.unquantized[0].name, "mine.pth"]
 
 
+def test_a_command_is_named_only_for_what_it_brings(models: Path) -> None:
+    """Of a release, a VAE of one's own is missing; of a model of one's own, a VAE that every release comes with."""
+    put(models, RELEASES["t2v-14b-480p"].quantized[0].name, "mine.pth")
+    with pytest.raises(SettingsError, match=r"missing: vae/mine.safetensors; give its path"):
+        locate(choose("t2v-14b-480p", Named(vae="mine.safetensors"), image=False), models)
+    (models / "vae" / VAE.name).unlink()
+    for model in ("t2v-14b-480p", "mine.pth"):
+        with pytest.raises(SettingsError, match=f"missing: vae/{VAE.name}; run `turbowan download vae --to"):
+            locate(choose(model, Named(), image=False), models)
+
+
 def test_sizes_follow_the_model() -> None:
     sizes = {name: choose(name, Named(), image=False).size for name in RELEASES}
     assert sizes == {

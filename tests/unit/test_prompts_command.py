@@ -79,4 +79,4 @@ def test_no_encoder_names_the_download(
 ) -> None:
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     assert cli.main(["prompts", str(tmp_path / "book.safetensors"), "a ball"]) == 1
-    assert "`turbowan download t2v-1.3b`" in capsys.readouterr().err
+    assert "`turbowan download text-encoder`" in capsys.readouterr().err

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..catalogue import RELEASES, TEXT_ENCODER, VAE, HubFile, release
+from ..catalogue import PARTS, RELEASES, HubFile, release
 from .command import Command
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="one of " + ", ".join(RELEASES))
+    parser.add_argument("model", nargs="?", help=f"one of {', '.join(RELEASES)}, or {' or '.join(PARTS)} alone")
     parser.add_argument("--unquantized", action="store_true", help="the 16-bit network, twice as large")
     parser.add_argument("--network-only", action="store_true", help="leave out the text encoder and the VAE")
     parser.add_argument(
@@ -31,15 +31,28 @@ def _run(arguments: argparse.Namespace) -> None:
         _list(arguments.to)
         return
     if arguments.model is None:
-        raise SettingsError(f"download: model must be one of {', '.join(RELEASES)}, none was given; add one, or --list")
-    chosen, quantized = release(arguments.model), not arguments.unquantized
-    files = chosen.network(quantized=quantized) if arguments.network_only else chosen.files(quantized=quantized)
+        names = ", ".join((*RELEASES, *PARTS))
+        raise SettingsError(f"download: model must be one of {names}, none was given; add one, or --list")
     from ..download import download
 
     try:
-        download(files, to=arguments.to, force=arguments.force, report=print)
+        download(_files(arguments), to=arguments.to, force=arguments.force, report=print)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("what came is kept; run the same command again to go on") from stopped
+
+
+def _files(arguments: argparse.Namespace) -> tuple[HubFile, ...]:
+    from ..errors import SettingsError
+
+    if arguments.model in PARTS:
+        if arguments.unquantized or arguments.network_only:
+            raise SettingsError(
+                "download: --unquantized and --network-only must come with a model, "
+                f"got {arguments.model}; leave them out"
+            )
+        return (PARTS[arguments.model],)
+    chosen, quantized = release(arguments.model), not arguments.unquantized
+    return chosen.network(quantized=quantized) if arguments.network_only else chosen.files(quantized=quantized)
 
 
 def _list(to: Path | None) -> None:
@@ -48,7 +61,8 @@ def _list(to: Path | None) -> None:
         _list_files(entry.quantized, "", to)
         _list_files(entry.unquantized, " (--unquantized)", to)
     print("each of them needs")
-    _list_files((TEXT_ENCODER, VAE), "", to)
+    for part, file in PARTS.items():
+        _list_files((file,), f" ({part})", to)
 
 
 def _list_files(files: Sequence[HubFile], mark: str, to: Path | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .. import demo_bundle
-from ..catalogue import RELEASES, TEXT_ENCODER, VAE, Folder
+from ..catalogue import RELEASES, TEXT_ENCODER, VAE, Folder, command_for
 from .finding import Finding, Surroundings, error, ok, warn
 
 ENDINGS = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
@@ -106,8 +106,7 @@ def _complete(known: list[tuple[str, str | None]]) -> Iterator[Finding]:
 
 
 def _download(name: str) -> str:
-    release = RELEASES["t2v-1.3b"]
-    return f"`{release.command()}` brings {name}, or put yours into ComfyUI's models folder"
+    return f"`{command_for(name)}` brings {name}, or put yours into ComfyUI's models folder"
 
 
 def _taken(path: Path, read: Callable[[Path], File]) -> File | Finding | None:
