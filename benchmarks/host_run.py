@@ -38,6 +38,7 @@ from turbowan.benchmarks import loading, random_vae, released_files, synthetic
 from turbowan.benchmarks.prompt_stages import DECODER, IMAGE_DECODER, SAMPLER, Mark, stage_seconds
 from turbowan.benchmarks.released_files import CHECKPOINT, VAE
 from turbowan.benchmarks.request import Size, size_argument
+from turbowan.benchmarks.timing import GIB
 from turbowan.turbo_core.config import WanConfig
 
 REPO = Path(__file__).resolve().parents[1]
@@ -56,7 +57,6 @@ VAE_WIDTHS = {"tiny": 8, "1.3b": 96, "14b": 96}
 FPS = 16
 RELOADED, IMAGES = "reloaded", "images"  # passes that are not like the others
 PROMPT_TIMEOUT = 900
-GIB = 2**30
 SHOWN = GIB // 10  # nodes whose peak of GPU memory is smaller are left out
 
 

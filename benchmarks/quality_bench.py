@@ -45,8 +45,7 @@ def bundle_files(bundle: Path, *, i2v: bool = False) -> ModelFiles:
         QualityError: if one is missing.
     """
     files = evaluate.files(bundle, i2v=i2v)
-    needed = (files.network, files.low, files.vae, files.text_encoder)
-    missing = [path for path in needed if path is not None and not path.is_file()]
+    missing = [path for path in files.paths if not path.is_file()]
     if missing:
         names = ", ".join(path.relative_to(bundle).as_posix() for path in missing)
         raise QualityError(
@@ -125,13 +124,7 @@ class Bench:
     @property
     def measured_files(self) -> dict[str, Path]:
         """Everything that videos are made of, by its name."""
-        found = [
-            path
-            for files in self._files.values()
-            for path in (files.network, files.low, files.vae, files.text_encoder)
-            if path is not None
-        ]
-        named = {path.name: path for path in found}
+        named = {path.name: path for files in self._files.values() for path in files.paths}
         return named | ({"the training's weights": self._unquantized[False].network} if self.trained else {})
 
     def prepare(self, numbers: range) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from turbowan.benchmarks import random_vae, synthetic
 from turbowan.benchmarks.request import size_argument
+from turbowan.benchmarks.timing import GIB
 from turbowan.turbo_core.expert import Expert, NetworkSettings, working_bytes
 from turbowan.turbo_core.pipeline import ModelFiles, Pipeline
 from turbowan.turbo_core.request import Request
@@ -30,7 +31,6 @@ from turbowan.turbo_core.umt5_file import UMT5Shape, expected_tensors
 from turbowan.turbo_core.video_file import VideoFile
 from turbowan.turbo_core.video_size import FPS
 
-GIB = 2**30
 GPU = torch.device("cuda")
 FP8_MAX = 448.0
 UMT5_XXL = UMT5Shape(

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from turbowan.demo import dataset, paths, preview
 from turbowan.demo.course import TEXT_ENCODER, VAE
@@ -25,7 +24,7 @@ from turbowan.demo.vocabulary import HELD_OUT
 from turbowan.turbo_core.block_int8 import dequantize_tensors
 from turbowan.turbo_core.checkpoint import read
 from turbowan.turbo_core.model import TurboWan
-from turbowan.turbo_core.rcm import BOUNDARY_I2V, SIGMA_MAX_I2V, SIGMA_MAX_T2V
+from turbowan.turbo_core.rcm import SIGMA_MAX_I2V, SIGMA_MAX_T2V
 from turbowan.turbo_core.text_encoder import TextEncoder
 from turbowan.turbo_core.vae import WanVAE
 from turbowan.turbo_core.vae_weights import from_tensors
@@ -65,11 +64,9 @@ def check(
     for start in range(0, videos, AT_ONCE):
         rows = slice(start, start + AT_ONCE)
         condition = None if asked.condition is None else asked.condition[rows]
-        fields = [paths.field(velocity, asked.states[rows], condition=condition) for velocity in velocities]
-
-        def field(x: Tensor, t: float, fields: list[paths.Field] = fields) -> Tensor:
-            return fields[0 if t >= BOUNDARY_I2V else -1](x, t)
-
+        field = paths.by_expert(
+            [paths.field(velocity, asked.states[rows], condition=condition) for velocity in velocities]
+        )
         sigma_max = SIGMA_MAX_I2V if images else SIGMA_MAX_T2V
         noise = asked.noise[rows]
         made.append(paths.few_steps(field, noise, steps, sigma_max, stochastic=not images, generator=generator))

@@ -58,6 +58,11 @@ def field(
     return evaluate
 
 
+def by_expert(fields: Sequence[Field]) -> Field:
+    """Of a pair's fields, the high-noise expert's first, each on its own side of the boundary; or of one model's."""
+    return lambda x, t: fields[0 if t >= rcm.BOUNDARY_I2V else -1](x, t)
+
+
 def ode_times(sigma_max: float, first: int = 0) -> list[float]:
     """The ODE's times from the schedule's time number `first` to 0, the schedule's own among them."""
     nodes = rcm.schedule(rcm.MAX_STEPS, sigma_max).tolist()[first:]

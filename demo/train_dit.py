@@ -204,8 +204,7 @@ def look(stage: Stage, course: Course, material: Material, dtype: torch.dtype) -
 
     def of(guidance: float) -> paths.Field:
         given = {"condition": asked.condition, "nothing": data.nothing, "guidance": guidance}
-        fields = [paths.field(velocity, asked.states, **given) for velocity in experts]
-        return lambda x, t: fields[0 if t >= BOUNDARY_I2V else -1](x, t)
+        return paths.by_expert([paths.field(velocity, asked.states, **given) for velocity in experts])
 
     def show(name: str, latents: Tensor) -> None:
         file = f"{stage.settings.state.stem}_{name.replace(' ', '_')}.png"

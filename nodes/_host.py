@@ -61,6 +61,7 @@ def load_model(path: Path, settings: LoadSettings, disable_dynamic: bool = False
     device = comfy.model_management.get_torch_device()
     dtype, manual_dtype = _dtypes(source, settings.precision, device)
     chosen = attention.resolve(settings.attention, settings.topk, source.config, device, manual_dtype or dtype)
+    attention.warn_of_cost(chosen, source.config)
     at_precision.check(source, settings.precision, device, manual_dtype or dtype)
     if at_precision.converts(source, settings.precision):
         comfy.model_management.free_memory(at_precision.CONVERSION_BYTES, device)

@@ -60,13 +60,6 @@ def resolve(
             f"attention: {mode!r} needs a file trained with SLA (with proj_l weights), got {config.name} without them; "
             "choose dense or auto"
         )
-    if mode not in SPARSE_MODES and config.has_proj_l:
-        log.warning(
-            "attention: %r leaves out the linear branch that the file (%s) was trained with, and its videos suffer; "
-            "'sla' with topk 1.0 computes all keys and keeps it",
-            mode,
-            config.name,
-        )
     if mode == "sageattention":
         reason = sageattention.refusal(device, dtype)
         if reason is not None:
@@ -81,6 +74,17 @@ def resolve(
                 f"attention: 'sagesla' needs its Triton kernel on this GPU, but {reason}; choose sla or auto"
             )
     return AttentionSettings(mode=mode, topk=topk)
+
+
+def warn_of_cost(settings: AttentionSettings, config: WanConfig) -> None:
+    """Say in the log, when a network is made, that it does without a part that it was trained with."""
+    if settings.mode not in SPARSE_MODES and config.has_proj_l:
+        log.warning(
+            "attention: %r leaves out the linear branch that the file (%s) was trained with, and its videos suffer; "
+            "'sla' with topk 1.0 computes all keys and keeps it",
+            settings.mode,
+            config.name,
+        )
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class Expert:
         self.source, self.device, self.dtype = source, device, dtype
         self._file = MappedFile(source.path, source.spans)
         chosen = check_settings(source, settings, device, dtype)
+        attention.warn_of_cost(chosen, source.config)
         with torch.no_grad():
             weights = at_precision.at_precision(source, settings.precision, device, progress)
         with torch.device("meta"):

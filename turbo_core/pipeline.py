@@ -53,6 +53,10 @@ class ModelFiles:
     vae: Path
     text_encoder: Path
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.network, self.low, self.vae, self.text_encoder) if path is not None)
+
 
 @dataclass(frozen=True)
 class _Turn:

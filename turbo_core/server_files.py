@@ -57,8 +57,9 @@ def _first_of(client: ComfyClient, kind: str, sets: Sequence[tuple[str, ...]], c
 
 def _in_menu(name: str, menu: Sequence[str]) -> str | None:
     wanted = Path(name).name if Path(name).is_absolute() else name.replace("\\", "/")
-    by_path = [option for option in menu if option.replace("\\", "/") == wanted]
-    by_name = [option for option in menu if PurePosixPath(option.replace("\\", "/")).name == wanted]
+    paths = {option: option.replace("\\", "/") for option in menu}
+    by_path = [option for option, path in paths.items() if path == wanted]
+    by_name = [option for option, path in paths.items() if PurePosixPath(path).name == wanted]
     return next(iter(by_path + by_name), None)
 
 

@@ -23,7 +23,7 @@ def test_auto_follows_the_file(config, mode):
 
 @pytest.mark.parametrize(("mode", "config", "told"), [("dense", TRAINED, 1), ("dense", PLAIN, 0), ("sla", TRAINED, 0)])
 def test_leaving_out_a_trained_linear_branch_is_told(mode, config, told, caplog):
-    attention.resolve(mode, 0.1, config, CPU)
+    attention.warn_of_cost(attention.resolve(mode, 0.1, config, CPU), config)
     assert [config.name in record.getMessage() for record in caplog.records] == [True] * told
 
 

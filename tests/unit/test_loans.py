@@ -30,6 +30,16 @@ def inputs(size):
     return latent, torch.tensor([988.0]), context
 
 
+def with_codes(net, codes):
+    """The network with a scale for each block of its weights, or "rows": one for each output channel."""
+    if codes == "blocks":
+        return net
+    tensors, _ = channelwise.to_row_codes(net.state_dict(), torch.int8, torch.device("cpu"))
+    net = TurboWan(net.config, device="meta")
+    net.load(tensors)
+    return net
+
+
 @pytest.mark.interpreter
 @pytest.mark.parametrize("mode", ["sla", "sagesla", "dense"])
 @pytest.mark.parametrize("kernels", [False, True], ids=["torch", "kernels"])
@@ -68,12 +78,7 @@ def test_layers_are_lent_one_at_a_time(tmp_path, monkeypatch, device, mode, kern
 @pytest.mark.parametrize("dense", [("q", "o", "ffn.2"), ("k", "v", "ffn.0"), ("q", "k", "v", "o", "ffn.0", "ffn.2")])
 def test_layers_that_a_lora_patches_while_they_are_streamed_run_dense(tmp_path, monkeypatch, device, codes, dense):
     """A host lends those dense, each in the same memory and once, whatever their neighbours made for them."""
-    net = build(tmp_path)
-    if codes == "rows":
-        tensors, _ = channelwise.to_row_codes(net.state_dict(), torch.int8, torch.device("cpu"))
-        net = TurboWan(net.config, device="meta")
-        net.load(tensors)
-    net = net.to(device)
+    net = with_codes(build(tmp_path), codes).to(device)
     net.attention = AttentionSettings(mode="sla", topk=0.4)
     memory = torch.full((2**20,), torch.nan, device=device, dtype=torch.float16)
     taken = []
@@ -110,12 +115,7 @@ def test_layers_that_a_lora_patches_while_they_are_streamed_run_dense(tmp_path, 
 @pytest.mark.parametrize("codes", ["blocks", "rows"])
 def test_a_forward_that_a_host_put_in_front_is_called(tmp_path, monkeypatch, device, codes, kernels, generator):
     """ComfyUI's LoRA in bypass mode replaces a Linear's forward; it takes a tensor and adds to what comes out."""
-    net = build(tmp_path)
-    if codes == "rows":
-        tensors, _ = channelwise.to_row_codes(net.state_dict(), torch.int8, torch.device("cpu"))
-        net = TurboWan(net.config, device="meta")
-        net.load(tensors)
-    net = net.to(device)
+    net = with_codes(build(tmp_path), codes).to(device)
     net.attention = AttentionSettings(mode="sla", topk=0.4)
     latent, timestep, context = (tensor.to(device) for tensor in inputs((1, 4, 6)))
     layers = {name: module for name, module in net.blocks.named_modules() if isinstance(module, Linear)}
