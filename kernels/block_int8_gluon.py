@@ -240,9 +240,12 @@ def _linear_kernel(
     w_tiles = gl.allocate_shared_memory(gl.int8, [STAGES, columns, depth], w_desc.layout)
     y_tiles = gl.allocate_shared_memory(y_desc.dtype, [GROUPS, rows, columns], y_desc.layout)
     ready, free = barriers(STAGES, GROUPS)
-    x_arrived = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    for group in gl.static_range(GROUPS):
-        mbarrier.init(x_arrived.index(group), count=1)
+    # Without a residual nobody asks: an idle barrier's memory would be given away, and it may come back over that.
+    x_arrived = ready
+    if RESIDUAL:
+        x_arrived = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+        for group in gl.static_range(GROUPS):
+            mbarrier.init(x_arrived.index(group), count=1)
     fence_async_shared()  # copies must find the barriers as they begin
 
     m_blocks = gl.cdiv(M, GROUPS * rows)
