@@ -25,9 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .hopper_gluon import barrier, codes_of_rows, next_stage, store_tile, view
+from .hopper_gluon import Descriptor, barrier, codes_of_rows, next_stage, store_tile, view
 
 GROUPS = 2  # warpgroups that attend
 GROUP_ROWS = 64
@@ -139,8 +138,8 @@ def shared_layout(dtype: torch.dtype, rank: int) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout(128, 8 * dtype.itemsize, rank=rank)
 
 
-def head_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+def head_descriptor(x: Tensor, rows: int) -> Descriptor:
     """Blocks of `rows` tokens of a head of x [B, L, H, D]; past a sample's end they read zeros and write nothing."""
     batch, length, heads, dim = x.shape
     shape, strides = [batch, length, heads * dim], [*x.stride()[:2], 1]
-    return TensorDescriptor(x, shape, strides, [1, rows, dim], shared_layout(x.dtype, 3))
+    return Descriptor(x, shape, strides, [1, rows, dim], shared_layout(x.dtype, 3))

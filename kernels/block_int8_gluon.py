@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -26,12 +25,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .block_int8_finish_gluon import fetch_residual, finish_tile
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, barriers, load_tile, next_stage
+from .grid import cdiv
+from .hopper_gluon import Descriptor, barrier, barriers, load_tile, next_stage
 
 GROUPS = 3  # warpgroups that multiply, 64 rows each
 GROUP_ROWS = 64
@@ -210,7 +209,7 @@ def _linear_kernel(
     a_desc,  # int8 [M, K], blocks of 64×128
     w_desc,  # int8 [N, K], blocks of 128×128
     y_desc,  # [M, N], blocks of 64×128; int8 codes where QUANTIZE
-    x_desc,  # [M, N] as y where RESIDUAL
+    x_desc,  # [M, N] as y where RESIDUAL, else None
     a_scale_ptr,  # fp32 [K/128, M]
     w_scale_ptr,  # fp32 [N/128, K/128]
     bias_ptr,  # [N]
@@ -241,9 +240,12 @@ def _linear_kernel(
     w_tiles = gl.allocate_shared_memory(gl.int8, [STAGES, columns, depth], w_desc.layout)
     y_tiles = gl.allocate_shared_memory(y_desc.dtype, [GROUPS, rows, columns], y_desc.layout)
     ready, free = barriers(STAGES, GROUPS)
-    x_arrived = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    for group in gl.static_range(GROUPS):
-        mbarrier.init(x_arrived.index(group), count=1)
+    # Without a residual nobody asks: an idle barrier's memory would be given away, and it may come back over that.
+    x_arrived = ready
+    if RESIDUAL:
+        x_arrived = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+        for group in gl.static_range(GROUPS):
+            mbarrier.init(x_arrived.index(group), count=1)
     fence_async_shared()  # copies must find the barriers as they begin
 
     m_blocks = gl.cdiv(M, GROUPS * rows)
@@ -321,14 +323,14 @@ def _launch(
     (m, k), n = a.codes.shape, w.shape[0]
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
     quantize = y.dtype == torch.int8
-    y_desc, w_scale = _descriptor(y, GROUP_ROWS), w.scale.contiguous()
-    tiles = triton.cdiv(m, GROUPS * GROUP_ROWS) * triton.cdiv(n, BLOCK)
+    w_scale = w.scale.contiguous()
+    tiles = cdiv(m, GROUPS * GROUP_ROWS) * cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
         _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
             _descriptor(a.codes, GROUP_ROWS),
             _descriptor(w.codes.contiguous(), BLOCK),
-            y_desc,
-            y_desc if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
+            _descriptor(y, GROUP_ROWS),
+            None if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
             a.scale,
             w_scale,
             y if bias is None else bias,
@@ -361,5 +363,5 @@ def _layout(dtype: torch.dtype, rows: int) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for([rows, BLOCK], element)
 
 
-def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(x, [rows, BLOCK], _layout(x.dtype, rows))
+def _descriptor(x: Tensor, rows: int) -> Descriptor:
+    return Descriptor(x, x.shape, x.stride(), [rows, BLOCK], _layout(x.dtype, rows))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
 from .dispatch import gluon_refusal
+from .grid import cdiv
 
 # 1.5·2^23: adding and subtracting it rounds an fp32 of magnitude < 2^22 to the nearest integer, ties to even.
 ROUND_MAGIC = tl.constexpr(12582912.0)
@@ -222,7 +223,7 @@ def quantize_activations_triton(x: Tensor, rows: int = 1) -> QuantizedActivation
     x = x.contiguous()
     batch, length, k = x.shape if x.ndim == 3 else (1, *x.shape)
     block_rows = BLOCK if rows == BLOCK else QUANT_ROWS
-    blocks_per_sample = triton.cdiv(length, block_rows)
+    blocks_per_sample = cdiv(length, block_rows)
     codes = torch.empty(batch * length, k, dtype=torch.int8, device=x.device)
     scale = torch.empty(k // BLOCK, batch * length, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
@@ -278,7 +279,7 @@ def linear_quantized_triton(
 def _outputs(a: QuantizedActivations, w: BlockInt8, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Room for y [M, N] `dtype` and a number for each row and 128 columns, fp32 [N/128, M]."""
     (m, _), n, device = a.codes.shape, w.shape[0], a.codes.device
-    parts = torch.empty(triton.cdiv(n, BLOCK), m, dtype=torch.float32, device=device)
+    parts = torch.empty(cdiv(n, BLOCK), m, dtype=torch.float32, device=device)
     return torch.empty(m, n, dtype=dtype, device=device), parts
 
 
@@ -317,7 +318,7 @@ def _launch_plain(
     (m, k), n = a.codes.shape, w.shape[0]
     x = y if residual is None else residual.x.contiguous()
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
-    grid = (triton.cdiv(m, LINEAR_TILE_M) * triton.cdiv(n, BLOCK),)
+    grid = (cdiv(m, LINEAR_TILE_M) * cdiv(n, BLOCK),)
     with torch.cuda.device_of(y):
         _linear_kernel[grid](
             a.codes,

@@ -14,6 +14,7 @@ from torch import Tensor
 from .block_int8 import GatedResidual
 from .block_int8_triton import gelu_tanh, tile_of
 from .dispatch import multiprocessors, use_tma
+from .grid import cdiv
 from .row_codes import RowCodes
 
 # At most 72 KiB of shared memory (48 where compiled by Triton 3.6 and 3.9), which fit every GPU from sm80 on.
@@ -200,7 +201,7 @@ def launch(
         if persistent:
             from triton.tools.tensor_descriptor import TensorDescriptor
 
-            tiles = triton.cdiv(m, WIDE_M) * triton.cdiv(n, WIDE_N)
+            tiles = cdiv(m, WIDE_M) * cdiv(n, WIDE_N)
             _persistent_kernel[(min(tiles, multiprocessors(y.device, elsewhere=INTERPRETED_PROGRAMS)),)](
                 TensorDescriptor.from_tensor(a.codes, [WIDE_M, WIDE_K]),
                 TensorDescriptor.from_tensor(w_codes, [WIDE_N, WIDE_K]),
@@ -214,7 +215,7 @@ def launch(
                 num_stages=4,
             )
         else:
-            _tile_kernel[(triton.cdiv(m, TILE_M) * triton.cdiv(n, TILE_N),)](
+            _tile_kernel[(cdiv(m, TILE_M) * cdiv(n, TILE_N),)](
                 a.codes,
                 w_codes,
                 *rest,

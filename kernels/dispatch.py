@@ -109,8 +109,9 @@ def multiprocessors(device: torch.device, elsewhere: int = 1) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else elsewhere
 
 
+@functools.cache
 def gluon_refusal(device: torch.device, probe: str = "run_probe") -> str | None:
-    """Why the Gluon kernels for Hopper cannot run on `device`, or None if they can; others serve then.
+    """Why the Gluon kernels for Hopper cannot run on `device`, or None if they can; others serve then. Answered once.
 
     `probe` names the function of `probe_gluon` that tries the kernels in question.
     """

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .block_int8_triton import round_to_codes
 from .dispatch import multiprocessors
+from .grid import cdiv
 from .int8_heads import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .key_pass import LINEAR_EPS, KeyBall, KeyPass, LinearBranch
 from .routing import BLOCK_K
@@ -143,7 +144,7 @@ def key_pass_triton(k: Tensor, v: Tensor, k_mean: Tensor, weight: Tensor, bias: 
     feature_mean, radius = torch.empty(batch, heads, dim, **single), torch.empty(batch, heads, **single)
     codes = None
     if int8:
-        scale = torch.empty(batch, heads, triton.cdiv(length, BLOCK_K), **single)
+        scale = torch.empty(batch, heads, cdiv(length, BLOCK_K), **single)
         codes = QuantizedHeads(torch.empty(k.shape, dtype=torch.int8, device=k.device), scale)
     centre = k_mean.contiguous()
     with torch.cuda.device_of(k):
@@ -170,8 +171,8 @@ def _launch_sums(k: Tensor, v: Tensor, centre: Tensor, codes: QuantizedHeads | N
     """The sums of each stretch, [B, H, stretches, …] as the kernel names them; writes the codes if they are wanted."""
     batch, length, heads, dim = k.shape
     wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(k.device) // heads)
-    stretch = triton.cdiv(triton.cdiv(length, wanted), TILE) * TILE
-    stretches = triton.cdiv(length, stretch)
+    stretch = cdiv(cdiv(length, wanted), TILE) * TILE
+    stretches = cdiv(length, stretch)
     shapes = (dim, dim), (dim,), ()
     vk, feature_sums, reach = (
         torch.empty(batch, heads, stretches, *shape, dtype=torch.float32, device=k.device) for shape in shapes
@@ -188,7 +189,7 @@ def _launch_sums(k: Tensor, v: Tensor, centre: Tensor, codes: QuantizedHeads | N
         length,
         stretch,
         stretches,
-        triton.cdiv(length, BLOCK_K),
+        cdiv(length, BLOCK_K),
         heads,
         *k.stride()[:3],
         *v.stride()[:3],

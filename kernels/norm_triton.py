@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .block_int8 import AMAX_FLOOR, QuantizedActivations
 from .block_int8 import BLOCK as QUANT_BLOCK
+from .grid import cdiv
 from .norm import Rotation
 from .row_codes import LARGEST, RowCodes
 from .row_codes_triton import encode
@@ -289,11 +290,11 @@ def _launch_layer_norm(
     multiplier, multiplier_stride = per_sample(multiplier, x)
     offset, offset_stride = per_sample(offset, x)
     piece = min(LAYER_NORM_PIECE, triton.next_power_of_2(width))
-    pieces = triton.cdiv(width, piece)
+    pieces = cdiv(width, piece)
     head = 1 << (pieces.bit_length() - 1)
     rows, warps = LAYER_NORM_WIDE if width > LAYER_NORM_WIDE_FROM else LAYER_NORM_NARROW
     with torch.cuda.device_of(x):
-        _layer_norm_kernel[(triton.cdiv(length, rows), batch)](
+        _layer_norm_kernel[(cdiv(length, rows), batch)](
             x,
             multiplier,
             offset,
@@ -347,7 +348,7 @@ def gated_residual_triton(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     batch, length, width = x.shape
     gate, stride = per_sample(gate, x)
     out = torch.empty_like(x)
-    grid = (triton.cdiv(batch * length, RESIDUAL_ROWS), triton.cdiv(width, RESIDUAL_COLUMNS))
+    grid = (cdiv(batch * length, RESIDUAL_ROWS), cdiv(width, RESIDUAL_COLUMNS))
     with torch.cuda.device_of(x):
         _gated_residual_kernel[grid](
             x,

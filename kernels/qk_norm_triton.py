@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .block_int8_triton import round_to_codes
+from .grid import cdiv
 from .int8_heads import AMAX_FLOOR, CODE_MAX, QuantizedHeads
 from .norm import Rotation
 from .qk_norm import PooledHeads
@@ -102,7 +103,7 @@ def qk_norm_triton(
             f"[{length}, {dim // 2}] and the block a power of 2, got stride {x.stride(2)}, tables "
             f"{tuple(rotation.cos.shape)} and block {block}"
         )
-    blocks = triton.cdiv(length, block)
+    blocks = cdiv(length, block)
     padded_heads = triton.next_power_of_2(heads)
     y = torch.empty(batch, length, heads, dim, dtype=x.dtype, device=x.device)
     means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device)

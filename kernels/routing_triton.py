@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .grid import cdiv
 from .routing import BLOCK_K
 
 SCORE_TILE = 64
@@ -133,7 +134,7 @@ def route_triton(pooled_q: Tensor, pooled_k: Tensor, k_mean: Tensor, kept: int) 
     while columns < k_blocks:
         columns *= 4
     warps = 1 if columns == SMALLEST_ROW else max(WARPS, min(16, columns // ELEMENTS_PER_WARP))
-    grid = (triton.cdiv(q_blocks, SCORE_TILE), triton.cdiv(k_blocks, SCORE_TILE), batch * heads)
+    grid = (cdiv(q_blocks, SCORE_TILE), cdiv(k_blocks, SCORE_TILE), batch * heads)
     with torch.cuda.device_of(pooled_q):
         _score_kernel[grid](
             pooled_q.contiguous(),

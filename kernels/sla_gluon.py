@@ -22,7 +22,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .attention_gluon import (
     GROUP_ROWS,
@@ -38,20 +37,33 @@ from .attention_gluon import (
 )
 from .block_int8 import AMAX_FLOOR
 from .dispatch import multiprocessors
-from .hopper_gluon import barrier, barriers, load_tile, next_stage, view
+from .hopper_gluon import Descriptor, barrier, barriers, load_tile, next_stage, view
 from .routing import BLOCK_K
 from .sla import SlaInputs
 
-# With the queries, the linear branch's weights and its values, 216 KiB of the 227 there are, or 224 with 16-bit keys.
-STAGES = {True: 5, False: 4}
+# With the queries, the linear branch's weights and its values, 226 KiB of the 227 there are, or 224 with 16-bit keys.
+STAGES = {True: 6, False: 4}
 # The entry count is 128 registers a thread (16 warps).
 ATTEND_REGISTERS, PREPARE_REGISTERS, COPY_REGISTERS = 200, 88, 24
 PREPARED_ROWS = 32  # at once, in registers
 
+LANES = gl.constexpr(32)  # of the warp that copies
 LOG2E = gl.constexpr(1.4426950408889634)
 # A bound from 16-bit queries and keys holds for their int8 codes, whose rounding lengthens a vector by at most
 # √128 / 254 = 4.5 %.
 CODE_MARGIN = gl.constexpr(1.1)
+
+
+@gluon.jit
+def _next_blocks(chosen, scales, start, kept, lane, INT8: gl.constexpr):
+    """Numbers of the kept blocks from `start` on, one a lane, and the bits of their keys' scales: last block first."""
+    number = gl.minimum(start + lane, kept - 1)
+    blocks = gl.load(chosen + gl.where(number == 0, kept, number) - 1)
+    if INT8:
+        block_scales = gl.load(scales + blocks).to(gl.int32, bitcast=True)
+    else:
+        block_scales = blocks  # unused
+    return blocks, block_scales
 
 
 @gluon.jit
@@ -63,8 +75,9 @@ def _copy_blocks(
     ROWS: gl.constexpr = q_desc.block_shape[1]
     KEYS: gl.constexpr = k_desc.block_shape[1]
     D: gl.constexpr = k_desc.block_shape[2]
-    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    ONE: gl.constexpr = gl.BlockedLayout([1], [LANES], [1], [0])
     K_BYTES: gl.constexpr = D if INT8 else 2 * D
+    lane = gl.arange(0, LANES, ONE)
     stage = 0
     phase = 1  # a fresh barrier's previous phase: every stage is free at first
     turn = 1
@@ -72,31 +85,30 @@ def _copy_blocks(
         batch_head = tile // q_blocks
         batch = batch_head // heads
         column = batch_head % heads * D
+        chosen = chosen_ptr + tile.to(gl.int64) * kept
+        scales = k_scale_ptr + batch_head.to(gl.int64) * k_blocks
+        blocks, block_scales = _next_blocks(chosen, scales, 0, kept, lane, INT8)
         for group in gl.static_range(GROUPS):
             arrived = q_ready.index(group)
             mbarrier.wait(q_free.index(group), turn)
             mbarrier.expect(arrived, ROWS * K_BYTES)
             q_room = view(q_tiles.index(group), q_desc.block_shape, q_desc.layout)
             load_tile(q_desc, [batch, (tile % q_blocks * GROUPS + group) * ROWS, column], arrived, q_room)
-        chosen = chosen_ptr + tile.to(gl.int64) * kept
-        scales = k_scale_ptr + batch_head.to(gl.int64) * k_blocks
-        block = gl.load(chosen + kept - 1)  # the last one first, then in order
-        for i in range(kept):
-            following = gl.load(chosen + gl.minimum(i, kept - 1))
-            arrived = ready.index(stage)
-            if INT8:
-                scale = gl.load(scales + block + gl.arange(0, 1, ONE))
+        for start in range(0, kept, LANES):
+            for i in range(gl.minimum(kept - start, LANES)):
+                block = gl.sum(gl.where(lane == i, blocks, 0), axis=0)
+                arrived = ready.index(stage)
                 mbarrier.wait(free.index(stage), phase)
-                k_scales.index(stage).store(scale)
-            else:
-                mbarrier.wait(free.index(stage), phase)
-            mbarrier.expect(arrived, KEYS * (K_BYTES + 2 * D))
-            k_room = view(k_tiles.index(stage), k_desc.block_shape, k_desc.layout)
-            load_tile(k_desc, [batch, block * KEYS, column], arrived, k_room)
-            v_room = view(v_tiles.index(stage), v_desc.block_shape, v_desc.layout)
-            load_tile(v_desc, [batch, block * KEYS, column], arrived, v_room)
-            block = following
-            stage, phase = next_stage(stage, phase, STAGES)
+                if INT8:
+                    scale = gl.sum(gl.where(lane == i, block_scales, 0), axis=0)
+                    k_scales.index(stage).store(gl.full([1], scale, gl.int32, ONE).to(gl.float32, bitcast=True))
+                mbarrier.expect(arrived, KEYS * (K_BYTES + 2 * D))
+                k_room = view(k_tiles.index(stage), k_desc.block_shape, k_desc.layout)
+                load_tile(k_desc, [batch, block * KEYS, column], arrived, k_room)
+                v_room = view(v_tiles.index(stage), v_desc.block_shape, v_desc.layout)
+                load_tile(v_desc, [batch, block * KEYS, column], arrived, v_room)
+                stage, phase = next_stage(stage, phase, STAGES)
+            blocks, block_scales = _next_blocks(chosen, scales, start + LANES, kept, lane, INT8)
         mbarrier.wait(values_free.index(0), turn)
         mbarrier.expect(values_ready.index(0), D * D * 2)
         load_tile(values_desc, [batch_head * D, 0], values_ready.index(0), values_tile)
@@ -348,7 +360,7 @@ def attend_gluon(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None, bound
             head_descriptor(q8.codes if q8 else q, GROUP_ROWS),
             head_descriptor(k, BLOCK_K),
             head_descriptor(v, BLOCK_K),
-            TensorDescriptor.from_tensor(values, [dim, dim], shared_layout(values.dtype, 2)),
+            Descriptor(values, values.shape, values.stride(), [dim, dim], shared_layout(values.dtype, 2)),
             head_descriptor(out.view(q.shape), GROUP_ROWS),
             q,
             q8.scale if q8 else keys.ball.radius,

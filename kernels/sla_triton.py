@@ -20,6 +20,7 @@ from torch import Tensor
 from .block_int8 import AMAX_FLOOR, QuantizedActivations
 from .block_int8_triton import encode_rows
 from .dispatch import gluon_refusal, use_tma
+from .grid import cdiv
 from .routing import BLOCK_K, BLOCK_Q
 from .sla import SlaInputs
 
@@ -274,7 +275,7 @@ def launch_plain(inputs: SlaInputs, out: Tensor, out_scale: Tensor | None) -> No
             heads,
             blocks.shape[3],
             blocks.shape[2],
-            triton.cdiv(k.shape[1], BLOCK_K),
+            cdiv(k.shape[1], BLOCK_K),
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],

@@ -16,6 +16,7 @@ from torch import Tensor
 from .block_int8 import AMAX_FLOOR, BLOCK, QuantizedActivations
 from .block_int8_triton import encode_rows
 from .dispatch import gluon_refusal, use_tma
+from .grid import cdiv
 
 # 4 warps on Hopper: two programs a multiprocessor, one at its products while the other is at its exponentials. At
 # 32,760 tokens, 12 heads and 512 keys on an H200 260 µs; 320 with 256×64 (8 warps), 288 with 128×128 (8), 284 with
@@ -146,7 +147,7 @@ def row_squares_triton(q: Tensor) -> Tensor:
     rows, width = q.shape[0] * q.shape[1], q.shape[2] * q.shape[3]
     out = torch.empty(1, rows, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
-        _row_squares_kernel[(triton.cdiv(rows, SQUARES_ROWS),)](
+        _row_squares_kernel[(cdiv(rows, SQUARES_ROWS),)](
             q, out, rows, C=width, ROWS=SQUARES_ROWS, COLUMNS=min(512, triton.next_power_of_2(width)), num_warps=4
         )
     return out
@@ -235,7 +236,7 @@ def launch_plain(
         q = TensorDescriptor.from_tensor(q, [BLOCK_M, dim])
         k, v = (TensorDescriptor.from_tensor(x, [BLOCK_N, dim]) for x in (k, v))
     with torch.cuda.device_of(out):
-        _text_attention_kernel[(triton.cdiv(length, BLOCK_M), heads, batch)](
+        _text_attention_kernel[(cdiv(length, BLOCK_M), heads, batch)](
             q,
             k,
             v,

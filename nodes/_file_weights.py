@@ -46,7 +46,7 @@ class FileWeights:
         wanted = [
             name
             for name in self._order
-            if self._layers[name].weight is self._mapped[name] and f"{name}.weight" not in leave
+            if _same_memory(self._layers[name].weight, self._mapped[name]) and f"{name}.weight" not in leave
         ]
         weights = [self._mapped[name] for name in wanted]
         read = self.file.to_device([_data(weight) for weight in weights], device)
@@ -65,6 +65,11 @@ class FileWeights:
 
 def _data(weight: nn.Parameter) -> Tensor:
     return weight._qdata if isinstance(weight, QuantizedTensor) else weight
+
+
+def _same_memory(weight: nn.Parameter, mapped: nn.Parameter) -> bool:
+    """Whether both lie in the mapping: the host puts an original back, after a LoRA, in a Parameter of its own."""
+    return _data(weight).data_ptr() == _data(mapped).data_ptr()
 
 
 def _over(weight: nn.Parameter, data: Tensor) -> Tensor:

@@ -20,11 +20,13 @@ from ..turbo_core.channelwise import WeightNoise
 from ..turbo_core.checkpoint import TURBODIFFUSION
 from ..turbo_core.config import T2V_CHANNELS, WanConfig
 from ..turbo_core.errors import ConditioningError, LatentError, NonFiniteError, SettingsError
+from ..turbo_core.finite import all_finite
 from ..turbo_core.layers import ROW_LINEARS, Linear, TorchOperations
 from ..turbo_core.model import TurboWan
 from ._file_weights import FileWeights
 from ._hooks import ComfyHooks, Options, rope_options
 from ._operations import progress_bar, throw_if_interrupted
+from ._prepared import Prepared
 
 UMT5_XXL = 4096  # the width of its states
 OTHER_TEXT = "use the prompts that came with this model (TurboPromptCache without clip), or its own text encoder"
@@ -117,6 +119,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         rounds_timestep: TurboDiffusion networks were trained on timesteps rounded to bf16; other Wan files were not.
         file_weights: the large weights in their file; whoever makes the model sets them.
         weight_noise: what rounding the weights cost while they were loaded, where that was measured.
+        prepared: how the host's streaming last readied the model; see `_patcher`.
     """
 
     file_weights: FileWeights
@@ -133,6 +136,7 @@ class TurboWanBase(comfy.model_base.WAN21):
         self.expert: str | None = None
         self.rounds_timestep = False
         self.weight_noise: WeightNoise | None = None
+        self.prepared: Prepared | None = None
 
     def process_timestep(self, timestep: Tensor, **conditions: Any) -> Tensor:
         return rcm.round_timestep(timestep) if self.rounds_timestep else timestep
@@ -172,7 +176,7 @@ class TurboWanBase(comfy.model_base.WAN21):
                 f"{self.config.name}: text conditioning must be [1, tokens, {self.config.text_dim}], got {got}; "
                 + ("encode the prompt with umT5-XXL (Load CLIP with type 'wan')" if umt5 else OTHER_TEXT)
             )
-        if not torch.isfinite(text).all():
+        if not all_finite(text):
             raise ConditioningError(
                 f"{self.config.name}: text conditioning must be finite, got NaN or infinity; use another umT5-XXL "
                 "file, or start ComfyUI with --fp32-text-enc"

@@ -49,11 +49,12 @@ class _Hosted(comfy.ops.CastWeightBiasOp):
     @contextmanager
     def lend(self, x: Tensor) -> Iterator[Lent]:
         throw_if_interrupted()
-        quantized = isinstance(self.weight, QuantizedTensor)
+        own = self.weight
+        quantized = isinstance(own, QuantizedTensor)
         options = {"compute_dtype": x.dtype, "want_requant": quantized}
         weight, bias, loan = comfy.ops.cast_bias_weight(
             self,
-            dtype=self.weight.dtype if quantized else x.dtype,
+            dtype=own.dtype if quantized else x.dtype,
             device=x.device,
             bias_dtype=x.dtype,
             offloadable=True,
@@ -83,9 +84,10 @@ class _Linear(_Hosted, layers.Linear):
 
     @property
     def codes_format(self) -> CodesFormat | None:
-        if not isinstance(self.weight, QuantizedTensor):
+        weight = self.weight
+        if not isinstance(weight, QuantizedTensor):
             return None
-        return BLOCK_CODES if self.weight_scale.ndim == 2 else self.weight._qdata.dtype
+        return BLOCK_CODES if weight._params.scale.ndim == 2 else weight._qdata.dtype
 
     def convert_weight(self, weight: Tensor, inplace: bool = False) -> Tensor:
         """The host asks for a dense weight to patch."""

@@ -1,4 +1,4 @@
-"""The host's patcher, careful in three places.
+"""The host's patcher, careful in four places.
 
 Inference mode: a quantized weight made inside it cannot become a Parameter outside, nor the reverse. ComfyUI runs
 prompts inside and unloads models on request outside, so weights are made, moved and restored inside throughout.
@@ -9,10 +9,14 @@ A file holds what was sampled with: the host notes patches for every name of a s
 applies them to `weight` and `bias` of leaf modules alone: not to a block's modulation, nor to an int8 scale.
 
 Cloning: a streaming patcher cloned without streaming becomes the host's own class, which is none of ours.
+
+Preparing: before every prompt the host's streaming lists a model's modules, readies each and copies the small weights
+to the GPU anew, though all of it is as the last prompt left it. It does so once here, and again after a change.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +27,9 @@ from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor, nn
 
 from ._model import TurboWanBase
+from ._prepared import Prepared
+
+log = logging.getLogger("turbowan")
 
 NETWORK = "diffusion_model"
 
@@ -80,17 +87,53 @@ class _ClassicPatcher(_Careful, comfy.model_patcher.ModelPatcher):
 
 
 _StreamingBase = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+HOST_STREAMS = _StreamingBase is not comfy.model_patcher.ModelPatcher  # set by the host as it starts, before any prompt
 
 
 class _StreamingPatcher(_Careful, _StreamingBase):
-    pass
+    """The host's `load` runs for every prompt; where nothing has changed, it finds nothing to restore and to ready.
+
+    ComfyUI before 0.22 has no `restore_loaded_backups`, moves some weights unasked, and readies the model every time.
+    """
+
+    _in_place = False
+    _readies_once = hasattr(_StreamingBase, "restore_loaded_backups")
+
+    def load(self, device_to: torch.device | None = None, *args: Any, dirty: bool = False, **options: Any) -> Any:
+        model = self.model
+        prepared, model.prepared = model.prepared, None  # a load that fails leaves nothing to rely on
+        unchanged = prepared is not None and prepared.holds(self.patches_uuid, device_to, self.backup)
+        self._in_place = in_place = unchanged and not dirty and self._plain()
+        if in_place:
+            log.info("%s is ready as it was; ComfyUI's next line counts only what it changed", type(model).__name__)
+        before = model.model_loaded_weight_memory
+        try:
+            super().load(device_to, *args, dirty=dirty, **options)
+        finally:
+            self._in_place = False
+        if in_place:
+            model.prepared, model.model_loaded_weight_memory = prepared, before
+        elif self._readies_once and self._plain():
+            model.prepared = Prepared(
+                patches=self.patches_uuid, device=device_to, originals=self.backup, count=len(self.backup)
+            )
+
+    def restore_loaded_backups(self) -> int:
+        return 0 if self._in_place else super().restore_loaded_backups()
+
+    def _load_list(self, *args: Any, **options: Any) -> list[Any]:
+        return [] if self._in_place else super()._load_list(*args, **options)
+
+    def _plain(self) -> bool:
+        """Whether the network's modules are our own: neither replaced by another node's patch nor injected into."""
+        return not self.injections and not any(name.startswith(NETWORK) for name in self.object_patches)
 
 
 def make_patcher(
     model: TurboWanBase, device: torch.device, offload_device: torch.device, streaming: bool
 ) -> comfy.model_patcher.ModelPatcher:
     """A patcher that streams weights where the host can, else the classic one."""
-    streams = streaming and not comfy.model_management.is_device_cpu(device)
+    streams = HOST_STREAMS and streaming and not comfy.model_management.is_device_cpu(device)
     patcher_class = _StreamingPatcher if streams else _ClassicPatcher
     return patcher_class(model, load_device=device, offload_device=offload_device)
 

@@ -120,20 +120,21 @@ class Linear(Lending):
 
     @contextmanager
     def lend(self, x: Tensor) -> Iterator[Lent]:
-        if self.scale is None:
+        scale, bias = self.scale, self.bias  # asked for once: a module's tensors are behind its slow `__getattr__`
+        if scale is None:
             with super().lend(x) as lent:
                 yield lent
         else:
-            bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
-            codes = BlockInt8 if self.scale.ndim == 2 else RowCodes
-            yield Lent(codes(self.weight, self.scale).to(x.device), bias)
+            codes = BlockInt8 if scale.ndim == 2 else RowCodes
+            yield Lent(codes(self.weight, scale).to(x.device), None if bias is None else bias.to(x.device, x.dtype))
 
     @property
     def codes_format(self) -> CodesFormat | None:
         """How the weight is kept: `BLOCK_CODES`, a dtype of codes with a scale per output channel, or None if dense."""
-        if self.scale is None:
+        scale = self.scale
+        if scale is None:
             return None
-        return BLOCK_CODES if self.scale.ndim == 2 else self.weight.dtype
+        return BLOCK_CODES if scale.ndim == 2 else self.weight.dtype
 
     @property
     def replaced(self) -> bool:
@@ -145,9 +146,10 @@ class Linear(Lending):
         """The codes that are all this layer needs of its input, one scale a row; None if it needs the tensor."""
         if self.replaced:
             return None
-        if self.codes_format == BLOCK_CODES:
+        codes = self.codes_format
+        if codes == BLOCK_CODES:
             return BLOCK_CODES if self.activation_rows == 1 else None
-        return self.codes_format if self.in_features % ROWS_MULTIPLE == 0 else None
+        return codes if self.in_features % ROWS_MULTIPLE == 0 else None
 
     def __call__(self, x: Tensor | Activation, *, gelu: bool = False, residual: GatedResidual | None = None) -> Tensor:
         """`forward`, or what replaced it, with GELU and residual behind it."""

@@ -26,7 +26,8 @@ def modulated_layer_norm(
     x: Tensor, multiplier: Tensor, offset: Tensor, eps: float, readers: tuple[Linear, ...]
 ) -> Activation:
     """Layer norm · multiplier + offset for the layers that read it: as codes alone where that is all they need."""
-    taken = readers[0].takes if len({reader.takes for reader in readers}) == 1 else None
+    formats = {reader.takes for reader in readers}
+    taken = formats.pop() if len(formats) == 1 else None
     if taken == BLOCK_CODES and NORM_QUANTIZED.accepts(x):
         return Activation.of_codes(layer_norm_quantized(x, multiplier, offset, eps), x)
     if taken in ROW_LINEARS and NORM_ROWS[taken].accepts(x) and ROW_LINEARS[taken].LINEAR.accepts(x):

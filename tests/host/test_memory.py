@@ -88,6 +88,33 @@ def test_weights_read_from_the_file_give_the_same_latents(client: ComfyClient, h
         assert report["equal"] == report["weights"]
 
 
+def test_weights_are_read_from_the_file_again_after_a_lora(client: ComfyClient) -> None:
+    """The host puts an original back in another Parameter over the same memory."""
+
+    def from_file(lora: bool) -> int:
+        graph = TinyGraph()
+        model = graph.add("TestPatcher", model=graph.load(models.T2V_QUANT), kind="from_file", budget=1)
+        if lora:
+            model = graph.add("LoraLoaderModelOnly", model=model, lora_name=models.LORA, strength_model=1.0)
+        memory = graph.add("TestMemory", samples=graph.t2v(model))[0]
+        (used,) = finished(client, graph).report(memory)["models"]
+        return used["from_file"]
+
+    client.free()
+    before = from_file(lora=False)
+    client.free(caches=False)
+    assert 0 < from_file(lora=True) < before
+    client.free(caches=False)
+    assert from_file(lora=False) == before
+
+
+def test_a_gpu_of_a_host_without_streaming_reads_the_file(client: ComfyClient) -> None:
+    """The host streams on NVIDIA GPUs where comfy-aimdo works; elsewhere our own reader stands before its patcher."""
+    graph = TinyGraph()
+    made = graph.add("TestGpuPatcher", model=graph.load(models.T2V_QUANT))[0]
+    assert finished(client, graph).report(made)["patcher"] == "_ClassicPatcher"
+
+
 def test_a_file_that_changed_is_not_read_again(client: ComfyClient, host: ComfyProcess) -> None:
     """Its mapping still holds what was loaded where another file took its name."""
     graph, read = TinyGraph(), TinyGraph()

@@ -23,6 +23,7 @@ BIG = "big-quant.pth"
 CONFIG = dataclasses.replace(synthetic.MODELS["1.3b"], num_layers=20)  # 1 GB
 LORA = "big-lora.safetensors"
 SIZE = {"width": 416, "height": 240, "length": 33}
+CLASSIC = "--disable-dynamic-vram"
 LEFT_FREE = 0.7  # GiB for ComfyUI: activations and a part of the weights
 
 HOG = """
@@ -76,38 +77,93 @@ def crowded_gpu(left_gib: float) -> Iterator[None]:
         hog.wait(60)
 
 
-@pytest.mark.parametrize("flags", [(), ("--disable-dynamic-vram",)], ids=["streaming", "classic"])
-@pytest.mark.timeout(600)
-def test_a_crowded_gpu_changes_the_place_of_weights_not_the_result(
-    checkout: Path, host_python: Path, big_models: Path, tmp_path: Path, flags: tuple[str, ...]
-) -> None:
-    (tmp_path / "models").symlink_to(big_models, target_is_directory=True)
-    with ComfyProcess(checkout, host_python, tmp_path, flags=flags, device="cuda") as host:
-        client = ComfyClient(host.url)
-        graph = TinyGraph()
-        model = graph.load(BIG)
-        sampled = graph.t2v(model, latent=graph.empty(**SIZE))
-        probe, memory = graph.probe(sampled), graph.add("TestMemory", samples=sampled)[0]
-        finished(client, graph)  # a process's first call of the host's own attention takes another torch backend
-        client.free()
-        roomy = finished(client, graph)
-        client.free()
-        with crowded_gpu(LEFT_FREE):
-            crowded = finished(client, graph)
-            client.free()
-            _a_lora_moves_the_result(client)
-        assert host.alive()
-        assert crowded.report(probe)["sha256"] == roomy.report(probe)["sha256"]
-        used = crowded.report(memory)["models"][0]
-        assert used["loaded"] < 0.9 * used["size"], used
+@pytest.fixture(scope="module", params=["streaming", "classic"])
+def gpu_host(
+    request: pytest.FixtureRequest,
+    checkout: Path,
+    host_python: Path,
+    big_models: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ComfyProcess]:
+    """A host that keeps no result longer than a prompt, so that each is computed anew, and has run one prompt.
+
+    A process's first call of the host's own attention takes another torch backend.
+    """
+    base = tmp_path_factory.mktemp(request.param)
+    (base / "models").symlink_to(big_models, target_is_directory=True)
+    flags = {"streaming": (), "classic": (CLASSIC,)}[request.param]
+    with ComfyProcess(checkout, host_python, base, flags=("--cache-classic", *flags), device="cuda") as host:
+        sampled(ComfyClient(host.url), seed=0)
+        yield host
 
 
-def _a_lora_moves_the_result(client: ComfyClient) -> None:
+def sampled(client: ComfyClient, *, seed: int, lora: bool = False, topk: float = 0.4) -> str:
+    """The hash of the latents."""
     graph = TinyGraph()
-    latent, text = graph.empty(**SIZE), graph.text()
-    patched = graph.add("LoraLoaderModelOnly", model=graph.load(BIG), lora_name=LORA, strength_model=1.0)
-    with_lora = graph.probe(graph.t2v(patched, text, latent))
-    plain = graph.probe(graph.t2v(graph.load(BIG), text, latent))
+    model = graph.load(BIG, topk=topk)
+    if lora:
+        model = graph.add("LoraLoaderModelOnly", model=model, lora_name=LORA, strength_model=1.0)
+    samples = graph.t2v(model, latent=graph.empty(**SIZE), seed=seed)
+    probe = graph.probe(samples)
     run = finished(client, graph)
-    assert run.report(with_lora)["finite"]
-    assert run.report(with_lora)["sha256"] != run.report(plain)["sha256"]
+    assert samples[0] in run.executed()
+    report = run.report(probe)
+    assert report["finite"]
+    return report["sha256"]
+
+
+def loaded(client: ComfyClient) -> dict:
+    """What the host says of the one model it has on the GPU."""
+    graph = TinyGraph()
+    memory = graph.add("TestMemory", samples=graph.t2v(graph.load(BIG), latent=graph.empty(**SIZE), seed=99))[0]
+    (model,) = finished(client, graph).report(memory)["models"]
+    return model
+
+
+@pytest.mark.timeout(600)
+def test_a_crowded_gpu_changes_the_place_of_weights_not_the_result(gpu_host: ComfyProcess) -> None:
+    client = ComfyClient(gpu_host.url)
+    client.free()
+    roomy = sampled(client, seed=7)
+    client.free()
+    with crowded_gpu(LEFT_FREE):
+        assert sampled(client, seed=7) == roomy
+        sampled(client, seed=8)
+        assert sampled(client, seed=7) == roomy
+        used = loaded(client)
+        assert used["loaded"] < 0.9 * used["size"], used
+        client.free()
+        assert sampled(client, seed=7, lora=True) != roomy
+    assert gpu_host.alive()
+
+
+@pytest.mark.timeout(600)
+def test_what_a_prompt_leaves_on_the_gpu_changes_no_later_result(gpu_host: ComfyProcess) -> None:
+    """The same model again, a LoRA's coming and going, another model, unloading."""
+    client = ComfyClient(gpu_host.url)
+    client.free()
+    plain = sampled(client, seed=7)
+    other = sampled(client, seed=8)
+    assert len({plain, other, sampled(client, seed=7)}) == 2
+    lora = sampled(client, seed=7, lora=True)
+    sampled(client, seed=8, lora=True)
+    assert sampled(client, seed=7, lora=True) == lora != plain
+    assert sampled(client, seed=7) == plain
+    assert sampled(client, seed=7, topk=0.2) != plain
+    assert sampled(client, seed=7) == plain
+    client.free(caches=False)
+    assert sampled(client, seed=8) == other
+    assert sampled(client, seed=7) == plain
+
+
+@pytest.mark.timeout(600)
+def test_each_patcher_is_the_one_that_was_asked_for(gpu_host: ComfyProcess) -> None:
+    """The classic one has read the large weights from the file; the host's streaming has a reader of its own."""
+    client = ComfyClient(gpu_host.url)
+    client.free()
+    model = loaded(client)
+    if CLASSIC in gpu_host.flags:
+        assert model["patcher"] == "_ClassicPatcher"
+        assert model["from_file"] >= 10 * CONFIG.num_layers
+    else:
+        assert (model["patcher"], model["from_file"]) == ("_StreamingPatcher", 0)

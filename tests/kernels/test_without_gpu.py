@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from idle_barriers import idle_barriers
 
 SCRIPT = Path(__file__).with_name("without_gpu.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -22,6 +23,8 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "did not compile" not in done.stderr, done.stderr[-2000:]
+    for file in tmp_path.glob("*/*.ttgir"):
+        assert not idle_barriers(file.read_text()), file.name
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

@@ -12,9 +12,12 @@ KERNEL = Kernel(name="test kernel", last_dim_multiple=128)
 
 @pytest.fixture(autouse=True)
 def _forget_answers():
-    dispatch.triton_refusal.cache_clear()
+    answers = dispatch.triton_refusal, dispatch.gluon_refusal
+    for answer in answers:
+        answer.cache_clear()
     yield
-    dispatch.triton_refusal.cache_clear()
+    for answer in answers:
+        answer.cache_clear()
 
 
 def test_cpu_is_refused_with_the_reason():
@@ -75,3 +78,6 @@ def test_a_device_is_asked_once(monkeypatch):
     for device in ("cuda:0", "cuda:0", "cuda:1"):
         assert "below 8.0" in dispatch.triton_refusal(torch.device(device))
     assert asked == [torch.device("cuda:0"), torch.device("cuda:1")]
+    for probe in ("run_probe", "run_probe", "run_attention_probe"):
+        assert dispatch.gluon_refusal(torch.device("cuda:1"), probe) == "the device is not a Hopper GPU"
+    assert len(asked) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from typing import Any
 
 import comfy.model_management
@@ -128,6 +129,24 @@ class TestFileReads:
         return report(counts)
 
 
+class TestGpuPatcher:
+    """The class of the patcher that a model would get on a GPU of this host."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "make"
+    OUTPUT_NODE = True
+    CATEGORY = CATEGORY
+
+    def make(self, model: Any) -> dict:
+        make_patcher = sys.modules[type(model).__module__].make_patcher
+        patcher = make_patcher(model.model, torch.device("cuda"), torch.device("cpu"), streaming=True)
+        return report({"patcher": type(patcher).__name__})
+
+
 class TestFullVAE:
     """The VAE as it is when the device's memory is full."""
 
@@ -175,4 +194,4 @@ def _run_out(*args: Any) -> None:
     raise torch.OutOfMemoryError("Allocation on device")
 
 
-NODES = (TestPatcher, TestMemory, TestFileReads, TestFullVAE, TestImageVAE)
+NODES = (TestPatcher, TestMemory, TestFileReads, TestGpuPatcher, TestFullVAE, TestImageVAE)
