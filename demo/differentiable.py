@@ -121,7 +121,7 @@ def _text_attention(w: Weights, x: Tensor, text: Tensor, copies: int, config: Wa
     k = F.rms_norm(k.float(), (config.dim,), w["cross_attn.norm_k.weight"], config.eps).to(x.dtype)
     q, k, v = (tensor.unflatten(2, (config.num_heads, -1)).transpose(1, 2) for tensor in (q, k, v))
     weight = torch.ones(k.shape[2], device=x.device)
-    weight[-1] = copies
+    weight[-1:].fill_(copies)  # assigned, the number would be a tensor on the CPU, which no recording may copy
     score = (q @ k.transpose(2, 3)).float() * config.head_dim**-0.5 + weight.log()
     return (score.softmax(-1).to(x.dtype) @ v).transpose(1, 2).flatten(2)
 
