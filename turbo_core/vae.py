@@ -179,11 +179,13 @@ class WanVAE(nn.Module):
         interrupted: Callable[[], None] | None = None,
     ) -> int:
         """Compile the kernels of a decode or an encode of any size; see `kernels.compile_ahead`."""
+        like = {"device": self.device, "dtype": self.dtype}
         if direction == "decode":
-            clip = torch.zeros(1, LATENT_CHANNELS, 3, 2, 2, device=self.device, dtype=self.dtype)
+            # The first frame alone, then passes of two frames and of one, which are other kernels' work. Latents may
+            # be channels-last, and the smallest always are: the first bias is a kernel's then.
+            clip = torch.zeros(1, LATENT_CHANNELS, 4, 2, 2, **like).to(memory_format=torch.channels_last_3d)
         else:
-            sides = 2 * SIDE_STRIDE, 2 * SIDE_STRIDE
-            clip = torch.zeros(1, self.config.in_channels, 9, *sides, device=self.device, dtype=self.dtype)
+            clip = torch.zeros(1, self.config.in_channels, 9, 2 * SIDE_STRIDE, 2 * SIDE_STRIDE, **like)
         run = self.decode if direction == "decode" else self.encode
         return compile_ahead(
             lambda: run(clip),

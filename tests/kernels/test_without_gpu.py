@@ -1,4 +1,4 @@
-"""Every kernel of a forward and of the VAE compiles for every generation of GPU, and for no size again, without one."""
+"""Every kernel of a forward and of the VAE compiles ahead for every generation of GPU, and for no size again."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_a_forward_compiles(tmp_path: Path, capability: int, attention: str, wei
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("capability", "least"), [(80, 6), (90, 14), (120, 6)])
+@pytest.mark.parametrize(("capability", "least"), [(80, 14), (90, 22), (120, 14)])
 def test_the_vae_compiles(tmp_path: Path, capability: int, least: int) -> None:
-    """Norms and head everywhere, on Hopper the convolutions too; an encode needs none that a decode has not."""
+    """Norms, head and biases everywhere, on Hopper the convolutions too; passes of any size load no more."""
     lines = compiled(tmp_path, str(capability), "vae", "bf16")
     kernels = [line for line in lines if "kernel" in line]
-    counts = [line["asked for"] for line in lines if "asked for" in line]
-    assert counts == [len(kernels), 0, 0, 0]
-    assert len(kernels) >= least
+    decode, decode_again, encode, encode_again = (line["asked for"] for line in lines if "asked for" in line)
+    assert (decode + encode, decode_again, encode_again) == (len(kernels), 0, 0)
+    assert decode >= least

@@ -1,10 +1,10 @@
-"""Compile what a forward or the VAE launches for a GPU that is not there; prints a JSON line a kernel. Run by a test.
+"""Compile ahead for a GPU that is not there, then run without launching; prints a JSON line a kernel. Run by a test.
 
     python without_gpu.py CAPABILITY ATTENTION WEIGHTS       WEIGHTS: bf16, int8 or channelwise
     python without_gpu.py CAPABILITY vae bf16
 
-Triton gets a driver that knows the GPU's properties and loads nothing; tensors are the CPU's. Everything from the
-launchers to ptxas is real.
+Triton gets a driver that knows the GPU's properties and loads nothing; tensors are the CPU's, but say they are a GPU's.
+Everything from the launchers to ptxas is real.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import json
 import sys
 import types
+from collections.abc import Iterator
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -20,6 +21,7 @@ from triton.runtime import driver
 
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}  # bytes a program may take
 MULTIPROCESSORS = 132
+LATENTS = ((1, 1, 1), (1, 3, 5), (2, 2, 2), (3, 2, 3), (4, 3, 5), (6, 2, 1))  # frames, height, width
 
 capability, attention, weights = int(sys.argv[1]), *sys.argv[2:]
 properties = types.SimpleNamespace(
@@ -36,11 +38,31 @@ def tell(what: dict[str, object]) -> None:
 
 
 class Launcher:
+    allowed = False
+
     def __init__(self, *_: object) -> None:
         pass
 
     def __call__(self, *_: object) -> None:
-        raise AssertionError("a kernel was launched")
+        if not self.allowed:
+            raise AssertionError("a kernel was launched")
+
+
+@contextlib.contextmanager
+def launching() -> Iterator[None]:
+    """Launches do nothing, and what no kernel fills is zeros."""
+    Launcher.allowed = True
+    with _Zeros():
+        yield
+    Launcher.allowed = False
+
+
+def forget() -> None:
+    """Every kernel is loaded anew, as in a new process with this one's cache on disk."""
+    for name, module in list(sys.modules.items()):
+        for value in vars(module).values() if name.startswith("turbowan.kernels") else ():
+            if hasattr(value, "device_caches"):
+                value.device_caches.clear()
 
 
 class Utils:
@@ -75,6 +97,7 @@ class Driver:
 
 
 driver.set_active(Driver())
+torch.Tensor.is_cuda = True
 torch.cuda.get_device_capability = lambda *_: (capability // 10, capability % 10)
 torch.cuda.get_device_properties = lambda *_: properties
 torch.cuda.current_device = lambda: 0
@@ -89,6 +112,7 @@ dispatch.gluon_refusal = lambda *_: None if hopper else "not here"
 dispatch.use_tma = lambda device: hopper
 
 from turbowan.benchmarks import random_vae, synthetic  # noqa: E402
+from turbowan.kernels.compile_ahead import _Zeros  # noqa: E402
 from turbowan.turbo_core import channelwise, vae_passes, vae_weights  # noqa: E402
 from turbowan.turbo_core.attention import AttentionSettings  # noqa: E402
 from turbowan.turbo_core.config import WanConfig  # noqa: E402
@@ -107,7 +131,15 @@ class ChannelsLast(types.ModuleType):
 def compile_vae() -> None:
     vae_passes.torch = ChannelsLast("torch")
     model = vae_weights.from_tensors(random_vae.tensors(96))
-    for direction in ("decode", "encode", "decode", "encode"):
+    for direction in ("decode", "encode"):
+        forget()
+        tell({"asked for": model.compile_ahead(direction)})
+        with launching():
+            for frames, height, width in LATENTS:
+                if direction == "decode":
+                    model.decode(torch.zeros(1, 16, frames, height, width, dtype=torch.bfloat16))
+                else:
+                    model.encode(torch.zeros(1, 3, 4 * frames - 3, 8 * height, 8 * width, dtype=torch.bfloat16))
         tell({"asked for": model.compile_ahead(direction)})
 
 
@@ -122,9 +154,11 @@ def compile_forwards() -> None:
     network.attention = AttentionSettings(mode=attention, topk=0.1)
     for batch, size in ((1, (3, 30, 52)), (1, (1, 2, 6)), (2, (2, 18, 16)), (2, (1, 6, 10))):
         x = torch.randn(batch, 16, *size, dtype=torch.bfloat16)
-        context = torch.randn(batch, 512, 4096, dtype=torch.bfloat16)
+        timestep, context = torch.full((batch,), 988.0), torch.randn(batch, 512, 4096, dtype=torch.bfloat16)
         with torch.inference_mode():
-            count = network.compile_ahead(x, torch.full((batch,), 988.0), context)
+            count = network.compile_ahead(x, timestep, context)
+            with launching():
+                network(x, timestep, context)
         tell({"asked for": count})
 
 
