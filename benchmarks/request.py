@@ -10,6 +10,7 @@ from pathlib import Path
 from turbowan.turbo_core.errors import SettingsError
 
 Size = tuple[int, int, int]  # width, height, frames
+REPEATS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Request:
     model: str = "1.3b"
     size: Size = (832, 480, 81)
     rows: str = ""
-    repeats: int = 5
+    repeats: int = REPEATS
     comfy: Path | None = None
     peer: Path | None = None
 
@@ -34,6 +35,7 @@ class Request:
         words += ["--rows", self.rows] if self.rows else []
         words += ["--comfy", "DIR"] if self.comfy else []
         words += ["--peer", "DIR"] if self.peer else []
+        words += ["--repeats", str(self.repeats)] if self.repeats != REPEATS else []
         return shlex.join(words)
 
 

@@ -77,7 +77,7 @@ def block_room(tiles, slot):
 class Descriptor(TensorDescriptor):
     """A descriptor that its launcher answers for: Triton's own checks alignment, shape and layout in Python, 4 µs each.
 
-    What those checks would refuse, the driver refuses as it encodes the descriptor.
+    What they would refuse, Triton's launcher or the driver refuses as the descriptor is encoded.
     """
 
     def __post_init__(self) -> None:

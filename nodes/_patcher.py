@@ -111,8 +111,10 @@ class _StreamingPatcher(_Careful, _StreamingBase):
             super().load(device_to, *args, dirty=dirty, **options)
         finally:
             self._in_place = False
+            if in_place:
+                model.model_loaded_weight_memory = before
         if in_place:
-            model.prepared, model.model_loaded_weight_memory = prepared, before
+            model.prepared = prepared
         elif self._readies_once and self._plain():
             model.prepared = Prepared(
                 patches=self.patches_uuid, device=device_to, originals=self.backup, count=len(self.backup)

@@ -49,9 +49,8 @@ class TurboLoader(io.ComfyNode):
                     options=PRECISIONS,
                     default="auto",
                     tooltip="auto: as the file has it. int8: quantize an unquantized file (halves its memory). "
-                    "channelwise: int8 with one scale per output channel: faster products, a little less exact; this "
-                    "node and the log say how much. fp8: half the memory and fast products for unquantized files, "
-                    "noisier than int8; RTX 40 or newer. "
+                    "channelwise: int8 with one scale per output channel, a little less exact: this node and the log "
+                    "say how much. fp8: half the memory of unquantized files, noisier than int8; RTX 40 or newer. "
                     "bf16: dense weights from a quantized file. exact: TurboDiffusion's own arithmetic, for quantized "
                     "files.",
                 ),

@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
-NEED_MORE = ("host", "browser", "bundle")  # markers of tests that skip where something is not there, loudly
+NEED_MORE = ("host", "browser")  # markers of tests that skip where something is not there, loudly
 _skipped: Counter[tuple[str, str]] = Counter()
 
 

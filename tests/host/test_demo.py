@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from host import demo, video
+from host import video
 from host.client import ComfyClient
-from host.server import REPO, ComfyProcess, default_packs
+from host.server import REPO, ComfyProcess
 from host.workflow import Graph, Prompt, nodes_of
 
 from turbowan.turbo_core import demo_bundle
@@ -31,9 +31,7 @@ def host_with_demo(
     checkout: Path, host_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyProcess]:
     """Nothing lies in its models folder."""
-    pack = REPO if demo.is_shipped() else demo.pack_with_bundle(tmp_path_factory.mktemp("pack"), [_prompt()])
-    base = tmp_path_factory.mktemp("demo")
-    with ComfyProcess(checkout, host_python, base, packs=default_packs() | {"comfyui-turbowan": pack}) as process:
+    with ComfyProcess(checkout, host_python, tmp_path_factory.mktemp("demo")) as process:
         yield process
 
 
@@ -53,7 +51,6 @@ def test_the_shipped_workflow_makes_a_video(made: bytes) -> None:
     assert video.decode(made) == video.Video(width=160, height=160, frames=81, fps=16.0)
 
 
-@pytest.mark.skipif(not demo.is_shipped(), reason="the demo bundle is not complete; random weights show nothing")
 def test_the_video_shows_what_was_asked(made: bytes) -> None:
     from turbowan.demo.detector import detect
     from turbowan.demo.vocabulary import Triple

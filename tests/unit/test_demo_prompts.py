@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 import turbowan
@@ -31,7 +30,6 @@ def test_the_workflow_asks_for_one_of_them() -> None:
     assert text in PROMPTS
 
 
-@pytest.mark.skipif(not BOOK.is_file(), reason="the demo bundle has no prompt book")
 def test_the_book_holds_what_the_encoder_says() -> None:
     """`turbowan prompts`, from demo/prompts.txt and the bundle's encoder, writes it."""
     book = open_book(BOOK)

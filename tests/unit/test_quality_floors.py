@@ -1,7 +1,6 @@
 """Floors for the defaults on the demo model's trained weights: what videos show, what arithmetic and sparsity cost.
 
-The figures come from docs/bench/quality_*.json, with room below; no change of the code may fall under them. Without the
-bundle's networks these tests skip, counted in the summary; where one is there, whatever else is missing fails them.
+The figures come from docs/bench/quality_*.json, with room below; no change of the code may fall under them.
 """
 
 from __future__ import annotations
@@ -24,14 +23,7 @@ LEAST_FULL_DB = 17.6
 LEAST_NUMERIC_DB = {"int8": 48.1, "exact": 20.6, "bf16": 51.1, "channelwise": 45.2}
 LEAST_SAGESLA_DB = 41.9
 
-NETWORKS = (demo_bundle.T2V, demo_bundle.I2V_HIGH, demo_bundle.I2V_LOW)
-SHIPPED = any((demo_bundle.FOLDER / file).is_file() for file in NETWORKS)
-
-pytestmark = [
-    pytest.mark.bundle,
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not SHIPPED, reason=f"no network of the demo model in {demo_bundle.FOLDER}"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
