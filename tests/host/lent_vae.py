@@ -10,14 +10,13 @@ each of them overwrites.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
-import os
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import alone
 import torch
 from torch import Tensor, nn
 
@@ -51,17 +50,9 @@ class Lender:
 
 def import_pack() -> tuple[types.ModuleType, types.ModuleType, types.ModuleType]:
     """The host's `comfy.sd` and the pack's `nodes._decode` and `nodes._wan_vae`, for the CPU."""
-    sys.argv = ["main.py", "--cpu"]
-    sys.path.insert(0, str(CHECKOUT))
-    os.chdir(CHECKOUT)
-    server = types.ModuleType("server")
-    server.PromptServer = type("PromptServer", (), {"instance": None})
-    sys.modules["server"] = server
-    importlib.import_module("comfy.options").enable_args_parsing()
-    spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-    sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return tuple(importlib.import_module(name) for name in ("comfy.sd", "pack.nodes._decode", "pack.nodes._wan_vae"))
+    alone.enter(CHECKOUT)
+    decode, wan_vae = alone.import_pack(PACK, "_decode", "_wan_vae")
+    return importlib.import_module("comfy.sd"), decode, wan_vae
 
 
 def stream(model: nn.Module) -> None:

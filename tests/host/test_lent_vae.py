@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from host import models
+from host import alone, models
 from host.client import ComfyClient
 from host.graphs import TinyGraph, finished
 from host.server import REPO, ComfyProcess
@@ -25,11 +22,7 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture(scope="module")
 def report(checkout: Path, host_python: Path, models_dir: Path) -> dict:
-    command = [str(host_python), str(SCRIPT), *map(str, (checkout, REPO, models_dir / "vae" / models.VAE))]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
-    run = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return alone.report_of(SCRIPT, host_python, checkout, REPO, models_dir / "vae" / models.VAE)
 
 
 def test_lent_weights_decode_as_the_vaes_own(report: dict) -> None:
