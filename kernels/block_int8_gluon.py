@@ -1,10 +1,8 @@
-"""The block-int8 GEMM of `block_int8` for Hopper, in Gluon: warp-specialised and persistent.
+"""The block-int8 GEMM of `block_int8` for Hopper, in Gluon: warp-specialised and persistent (`gemm_gluon`).
 
-A program owns a multiprocessor and walks through 192×128 tiles of y. One warp copies tiles of codes to shared memory
-by TMA; three warpgroups of 64 rows each multiply one K block of 128 (wgmma s8 → s32), add it to their fp32 sums under
-its scales while the others multiply, and finish the tile (`block_int8_finish_gluon`) while the first K block of the
-next one multiplies. A K block moves 40 KiB for 2·192·128·128 operations; the plain kernel's 64×128 tiles move 24 KiB
-for a third of them and are bound by shared memory. Same bits, 910–1,090 TOPS on an H200 (docs/facts.md).
+A warpgroup multiplies one K block of 128 and adds it to its fp32 sums under its scales while the others multiply. The
+plain kernel's 64×128 tiles move 24 KiB for a third of the operations that 40 KiB serve here, and are bound by shared
+memory. Same bits, 910–1,090 TOPS on an H200 (docs/facts.md).
 
 What a warpgroup does between two of its products keeps the tensor cores waiting, so little stands there: scales are
 loaded a K block ahead and multiplied behind the product's start, and stages are given back there.
@@ -12,14 +10,11 @@ loaded a K block ahead and multiplied behind the product's start, and stages are
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -27,73 +22,24 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
-from .block_int8_finish_gluon import fetch_residual, finish_tile
-from .dispatch import multiprocessors
-from .grid import cdiv
-from .hopper_gluon import Descriptor, barrier, barriers, load_tile, next_stage
-
-GROUPS = 3  # warpgroups that multiply, 64 rows each
-GROUP_ROWS = 64
-# 40 KiB a stage; the finished tile takes 48 KiB in 16 bit and 24 KiB in int8 of the 227 KiB there are.
-STAGES, STAGES_CODES = 4, 5
-# The entry count is 128 registers a thread (16 warps); the copying warp hands its share to the multiplying ones.
-MULTIPLY_REGISTERS, COPY_REGISTERS = 160, 24
-L2_ROWS = 8  # row blocks walked together, so that their weight tiles stay in the L2 cache
-
-_X_BLOCK = gl.constexpr(5)  # the K block during which a tile's residual is fetched, the last one if there are fewer
-
-
-@gluon.jit
-def _place(band, index, m_blocks, n_blocks, L2_ROWS: gl.constexpr):
-    """Row and column block of a tile, given as its band of L2_ROWS row blocks and its index there: columns last."""
-    rows = gl.minimum(m_blocks - band * L2_ROWS, L2_ROWS)
-    if rows == L2_ROWS:
-        n_block = index // L2_ROWS
-    else:
-        rows = gl.maximum(rows, 1)  # behind the last tile there may be none
-        n_block = gl.minimum(index // rows, n_blocks - 1)
-    m_block = band * L2_ROWS + index - n_block * rows
-    return m_block, n_block
-
-
-@gluon.jit
-def _next_tile(band, index, band_step, index_step, band_tiles):
-    """The tile that this program works on next, found without a division."""
-    band += band_step
-    index += index_step
-    if index >= band_tiles:
-        index -= band_tiles
-        band += 1
-    return band, index
-
-
-@gluon.jit
-def _copy_tiles(
-    a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks,
-    GROUPS: gl.constexpr, STAGES: gl.constexpr, L2_ROWS: gl.constexpr,
-):  # fmt: skip
-    rows: gl.constexpr = a_desc.block_shape[0]
-    columns: gl.constexpr = w_desc.block_shape[0]
-    depth: gl.constexpr = a_desc.block_shape[1]
-    stage = 0
-    phase = 1  # a fresh barrier's previous phase: every stage is free at first
-    band_tiles = L2_ROWS * n_blocks
-    band = gl.program_id(0) // band_tiles
-    index = gl.program_id(0) % band_tiles
-    band_step = gl.num_programs(0) // band_tiles
-    index_step = gl.num_programs(0) % band_tiles
-    for _ in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
-        m_block, n_block = _place(band, index, m_blocks, n_blocks, L2_ROWS)
-        for k_block in range(k_blocks):
-            mbarrier.wait(free.index(stage), phase)
-            arrived = ready.index(stage)
-            mbarrier.expect(arrived, (GROUPS * rows + columns) * depth)
-            load_tile(w_desc, [n_block * columns, k_block * depth], arrived, w_tiles.index(stage))
-            for group in gl.static_range(GROUPS):
-                first = (m_block * GROUPS + group) * rows
-                load_tile(a_desc, [first, k_block * depth], arrived, a_tiles.index(stage * GROUPS + group))
-            stage, phase = next_stage(stage, phase, STAGES)
-        band, index = _next_tile(band, index, band_step, index_step, band_tiles)
+from .gemm_finish_gluon import fetch_residual, finish_tile
+from .gemm_gluon import (
+    COPY_REGISTERS,
+    GROUP_ROWS,
+    GROUPS,
+    L2_ROWS,
+    MULTIPLY_REGISTERS,
+    STAGES,
+    STAGES_CODES,
+    copy_tiles,
+    descriptor,
+    next_tile,
+    place,
+    programs,
+    residual_block,
+    rooms,
+)
+from .hopper_gluon import barrier, next_stage
 
 
 @gluon.jit
@@ -135,8 +81,8 @@ def _multiply_tiles(
             use_acc=False,
             is_async=True,
         )
-        next_m, next_n = _place(band, index, m_blocks, n_blocks, L2_ROWS)
-        band, index = _next_tile(band, index, band_step, index_step, band_tiles)
+        next_m, next_n = place(band, index, m_blocks, n_blocks, L2_ROWS)
+        band, index = next_tile(band, index, band_step, index_step, band_tiles)
         next_m = next_m * GROUPS + group
         rows = next_m * rows_a_group + gl.arange(0, rows_a_group, gl.SliceLayout(1, layout))
         # Rows past the end are computed with the last row's scales and never written.
@@ -164,7 +110,7 @@ def _multiply_tiles(
         w_scales += 1
         a_scale = gl.load(a_scales, mask=k_blocks > 1)
         w_scale = gl.load(w_scales, mask=k_blocks > 1)
-        x_block = gl.minimum(k_blocks, _X_BLOCK) - 1
+        x_block = residual_block(k_blocks)
         if RESIDUAL:
             x_phase ^= 1
             if (x_block == 0) & more:
@@ -233,24 +179,10 @@ def _linear_kernel(
     MULTIPLY_REGISTERS: gl.constexpr,
     COPY_REGISTERS: gl.constexpr,
 ):
-    rows: gl.constexpr = a_desc.block_shape[0]
-    columns: gl.constexpr = w_desc.block_shape[0]
-    depth: gl.constexpr = a_desc.block_shape[1]
-    a_tiles = gl.allocate_shared_memory(gl.int8, [STAGES * GROUPS, rows, depth], a_desc.layout)
-    w_tiles = gl.allocate_shared_memory(gl.int8, [STAGES, columns, depth], w_desc.layout)
-    y_tiles = gl.allocate_shared_memory(y_desc.dtype, [GROUPS, rows, columns], y_desc.layout)
-    ready, free = barriers(STAGES, GROUPS)
-    # Without a residual nobody asks: an idle barrier's memory would be given away, and it may come back over that.
-    x_arrived = ready
-    if RESIDUAL:
-        x_arrived = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-        for group in gl.static_range(GROUPS):
-            mbarrier.init(x_arrived.index(group), count=1)
-    fence_async_shared()  # copies must find the barriers as they begin
-
-    m_blocks = gl.cdiv(M, GROUPS * rows)
-    n_blocks = gl.cdiv(N, columns)
-    k_blocks = K // depth
+    a_tiles, w_tiles, y_tiles, ready, free, x_arrived = rooms(a_desc, w_desc, y_desc, RESIDUAL, GROUPS, STAGES)
+    m_blocks = gl.cdiv(M, GROUPS * a_desc.block_shape[0])
+    n_blocks = gl.cdiv(N, w_desc.block_shape[0])
+    k_blocks = K // a_desc.block_shape[1]
     # One argument list a partition: a tuple bound to a name would turn its constants into run-time values.
     # fmt: off
     gl.warp_specialize(
@@ -273,7 +205,7 @@ def _linear_kernel(
                 m_blocks, n_blocks, k_blocks,
                 2, HAS_BIAS, GELU, RESIDUAL, GATE, QUANTIZE, SQUARES, GROUPS, STAGES, L2_ROWS,
             )),
-            (_copy_tiles, (
+            (copy_tiles, (
                 a_desc, w_desc, a_tiles, w_tiles, ready, free, m_blocks, n_blocks, k_blocks, GROUPS, STAGES, L2_ROWS,
             )),
         ],
@@ -324,13 +256,12 @@ def _launch(
     gate = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
     quantize = y.dtype == torch.int8
     w_scale = w.scale.contiguous()
-    tiles = cdiv(m, GROUPS * GROUP_ROWS) * cdiv(n, BLOCK)
     with torch.cuda.device_of(y):
-        _linear_kernel[(min(tiles, multiprocessors(y.device)),)](
-            _descriptor(a.codes, GROUP_ROWS),
-            _descriptor(w.codes.contiguous(), BLOCK),
-            _descriptor(y, GROUP_ROWS),
-            None if residual is None else _descriptor(residual.x.reshape(m, n), GROUP_ROWS),
+        _linear_kernel[(programs(m, n, y.device),)](
+            descriptor(a.codes, GROUP_ROWS),
+            descriptor(w.codes.contiguous(), BLOCK),
+            descriptor(y, GROUP_ROWS),
+            None if residual is None else descriptor(residual.x.reshape(m, n), GROUP_ROWS),
             a.scale,
             w_scale,
             y if bias is None else bias,
@@ -355,13 +286,3 @@ def _launch(
             COPY_REGISTERS=COPY_REGISTERS,
             num_warps=4,
         )
-
-
-@functools.cache
-def _layout(dtype: torch.dtype, rows: int) -> gl.NVMMASharedLayout:
-    element = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[dtype]
-    return gl.NVMMASharedLayout.get_default_for([rows, BLOCK], element)
-
-
-def _descriptor(x: Tensor, rows: int) -> Descriptor:
-    return Descriptor(x, x.shape, x.stride(), [rows, BLOCK], _layout(x.dtype, rows))

@@ -104,9 +104,9 @@ def use_tma(device: torch.device) -> bool:
 
 
 @functools.cache
-def multiprocessors(device: torch.device, elsewhere: int = 1) -> int:
-    """How many a GPU has; `elsewhere` where there is none and kernels are interpreted."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else elsewhere
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; 1 where there is none and kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @functools.cache

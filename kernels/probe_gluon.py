@@ -4,11 +4,13 @@ import dataclasses
 
 import torch
 
-from . import sla, vae_conv, vae_upsample
+from . import channel_int8, sla, vae_conv, vae_upsample
 from .block_int8 import BLOCK, QuantizedActivations, linear_ref, quantize_activations_ref, quantize_weight
 from .block_int8_gluon import linear_gluon
+from .channel_int8_gluon import launch_gluon
 from .int8_heads import quantize_queries
 from .key_pass import key_pass_ref
+from .row_codes import quantize_rows_ref
 from .sla_gluon import attend_gluon
 from .sla_triton import BOUND_RANGE
 from .text_attention import row_squares_ref, text_attention_ref
@@ -26,6 +28,19 @@ def run_probe(device: torch.device) -> None:
     expected = linear_ref(a, w, bias, False, torch.bfloat16)
     if not torch.allclose(y, expected, rtol=2**-7, atol=2**-7):
         raise RuntimeError(f"the GEMM is off by up to {float((y - expected).abs().max())}")
+
+
+def run_channel_probe(device: torch.device) -> None:
+    """Raise if the Gluon GEMM for scales per channel cannot be compiled and run on `device`, or computes wrongly."""
+    generator = torch.Generator().manual_seed(0)
+    a = quantize_rows_ref(torch.randn(BLOCK + 1, 6 * BLOCK, generator=generator).to(device), torch.int8)
+    w = quantize_rows_ref(torch.randn(2 * BLOCK, 6 * BLOCK, generator=generator).to(device), torch.int8)
+    x = torch.randn(BLOCK + 1, 2 * BLOCK, generator=generator).to(device, torch.bfloat16)
+    y = torch.full_like(x, float("nan"))
+    launch_gluon(a, w, None, False, x, None, y)
+    expected = x + channel_int8.linear_ref(a, w, None, False, torch.float32)
+    if not torch.allclose(y.float(), expected, rtol=2**-7, atol=2**-7):
+        raise RuntimeError(f"the GEMM for scales per channel is off by up to {float((y - expected).abs().max())}")
 
 
 def run_attention_probe(device: torch.device) -> None:

@@ -155,6 +155,9 @@ class TurboWan(nn.Module):
             return 0
         short = copy.copy(self)
         short._modules = {**self._modules, "blocks": self.blocks[:1]}
+        probes = ["run_probe", "run_attention_probe"]
+        if any(isinstance(module, Linear) and module.codes_format == torch.int8 for module in short.modules()):
+            probes.append("run_channel_probe")
         for module in short.modules():
             if isinstance(module, Lending):
                 with module.lend(x):  # a host may keep what a loan computed, so that must not happen on the walk
@@ -162,6 +165,7 @@ class TurboWan(nn.Module):
         return compile_ahead(
             lambda: TurboWan.forward(short, x, timestep, context),
             x.device,
+            gluon_probes=probes,
             progress=progress,
             interrupted=interrupted,
         )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tolerances import ROUND_TRIP, SQNR_CHANNEL_LINEAR_DB, relative_error, sqnr_db
 
-from turbowan.kernels import channel_fp8, channel_int8
+from turbowan.kernels import channel_fp8, channel_int8, dispatch
 from turbowan.kernels.block_int8 import GatedResidual
 from turbowan.kernels.row_codes import RowCodes, quantize_rows_ref
 
@@ -17,23 +17,15 @@ def operands(m, k, n, generator, device, dtype=torch.int8) -> tuple[RowCodes, Ro
     return a, quantize_rows_ref(torch.randn(n, k, generator=generator) / k**0.5, dtype).to(device)
 
 
-@pytest.fixture(params=["tiles", "persistent"])
-def persistent(request, device) -> bool:
-    """Which kernel; on a GPU the persistent one where its descriptors are taken."""
+@pytest.fixture(params=["plain", pytest.param("hopper", marks=pytest.mark.gpu)])
+def linear(request, device, monkeypatch):
+    """`linear_triton` with the kernel for every GPU or the one for Hopper."""
     kernels = pytest.importorskip("turbowan.kernels.channel_int8_triton")
-    if request.param == "persistent":
-        pytest.importorskip("triton.tools.tensor_descriptor")
-        if device.type == "cuda" and not kernels.use_tma(device):
-            pytest.skip("this GPU takes no tensor descriptors")
-    return request.param == "persistent"
-
-
-@pytest.fixture
-def linear(persistent, monkeypatch):
-    from turbowan.kernels import channel_int8_triton
-
-    monkeypatch.setattr(channel_int8_triton, "use_tma", lambda device: persistent)
-    return channel_int8_triton.linear_triton
+    if request.param == "plain":
+        monkeypatch.setattr(kernels, "gluon_refusal", lambda *_: "the test asks for the plain kernel")
+    elif reason := dispatch.gluon_refusal(device, "run_channel_probe"):
+        pytest.skip(reason)
+    return kernels.linear_triton
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -58,36 +50,34 @@ def test_gated_residual_is_added_in_the_epilogue(shape, gates, linear, half, dev
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(1000, 512, 640), (20000, 1536, 1024)], ids=["a tile each", "many tiles each"])
-def test_the_two_kernels_give_the_same_bits(shape, half, device, generator):
+@pytest.mark.parametrize("shape", [(191, 384, 256), (1000, 512, 640), (20000, 1536, 1024), (500, 8960, 1536)], ids=str)
+def test_hopper_gemm_gives_the_bits_of_the_plain_one(shape, half, device, generator):
     from turbowan.kernels import channel_int8_triton
 
-    if not channel_int8_triton.use_tma(device):
-        pytest.skip("this GPU takes no tensor descriptors")
+    if reason := dispatch.gluon_refusal(device, "run_channel_probe"):
+        pytest.skip(reason)
+    from turbowan.kernels.channel_int8_gluon import launch_gluon
+
     a, w = operands(*shape, generator, device)
     results = []
-    for persistent in (False, True):
+    for launch in (channel_int8_triton.launch_plain, launch_gluon):
         y = torch.empty(shape[0], shape[2], dtype=half, device=device)
-        channel_int8_triton.launch(a, w, None, False, None, None, y, persistent)
+        launch(a, w, None, False, None, None, y)
         results.append(y)
     assert torch.equal(*results)
 
 
-def test_gemm_without_bias(half, device, generator):
-    from turbowan.kernels.channel_int8_triton import linear_triton
-
+def test_gemm_without_bias(linear, half, device, generator):
     a, w = operands(5, 128, 128, generator, device)
     ref = channel_int8.linear_ref(a, w, None, False, torch.float32)
-    assert relative_error(linear_triton(a, w, None, False, half), ref) < ROUND_TRIP[half]
+    assert relative_error(linear(a, w, None, False, half), ref) < ROUND_TRIP[half]
 
 
-def test_sums_of_the_largest_codes_do_not_overflow(half, device):
+def test_sums_of_the_largest_codes_do_not_overflow(linear, half, device):
     """14B's widest sum: 13,824 products of -128 by -128 are 2^27.75."""
-    from turbowan.kernels.channel_int8_triton import linear_triton
-
     codes = torch.full((128, 13824), -128, dtype=torch.int8, device=device)
     scale = torch.full((128,), 2.0**-14, device=device)
-    y = linear_triton(RowCodes(codes, scale), RowCodes(codes, scale), None, False, half)
+    y = linear(RowCodes(codes, scale), RowCodes(codes, scale), None, False, half)
     assert torch.equal(y, torch.full_like(y, 13824 * 2.0**-14))
 
 

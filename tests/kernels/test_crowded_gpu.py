@@ -17,6 +17,7 @@ from torch import Tensor
 from turbowan.benchmarks import random_vae, synthetic
 from turbowan.turbo_core import vae, vae_weights
 from turbowan.turbo_core.attention import AttentionSettings
+from turbowan.turbo_core.channelwise import to_row_codes
 from turbowan.turbo_core.model import TurboWan
 
 pytestmark = pytest.mark.gpu
@@ -57,12 +58,13 @@ def assert_steady(run: Callable[[], Tensor], neighbour: Callable[[], None], time
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("mode", ["sagesla", "sla"])
-def test_a_forward(neighbour: Callable[[], None], mode: str) -> None:
+@pytest.mark.parametrize(("mode", "channelwise"), [("sagesla", False), ("sla", False), ("sla", True)])
+def test_a_forward(neighbour: Callable[[], None], mode: str, channelwise: bool) -> None:
     config = dataclasses.replace(synthetic.MODELS["1.3b"], num_layers=2)
     device = torch.device("cuda")
     network = TurboWan(config, device="meta")
-    network.load(synthetic.tensors(config, device, quantized=True))
+    tensors = synthetic.tensors(config, device, quantized=True)
+    network.load(to_row_codes(tensors, torch.int8, device)[0] if channelwise else tensors)
     network.attention = AttentionSettings(mode=mode, topk=0.1)
     generator = torch.Generator(device).manual_seed(0)
     half = {"generator": generator, "device": device, "dtype": torch.bfloat16}

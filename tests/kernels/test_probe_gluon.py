@@ -7,7 +7,7 @@ from turbowan.kernels import dispatch
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("probe", ["run_probe", "run_attention_probe", "run_vae_probe"])
+@pytest.mark.parametrize("probe", ["run_probe", "run_channel_probe", "run_attention_probe", "run_vae_probe"])
 def test_the_probes_pass_on_hopper(probe, device):
     triton = pytest.importorskip("triton")
     if torch.cuda.get_device_capability(device)[0] != 9:

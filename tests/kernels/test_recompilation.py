@@ -20,7 +20,7 @@ KERNEL_FILES = (
     "sla",
     "text_attention",
 )
-HOPPER_FILES = ("block_int8_gluon", "sla_gluon", "text_attention_gluon")
+HOPPER_FILES = ("block_int8_gluon", "channel_int8_gluon", "sla_gluon", "text_attention_gluon")
 # Lengths divisible by 16 and not, tails of blocks, one token, several samples, which begin at any address.
 SHAPES = [(1, 640), (1, 1), (1, 257), (2, 1000), (3, 129), (2, 1001), (1, 4096)]
 
@@ -45,6 +45,7 @@ def run_all(batch: int, length: int) -> None:
     block_int8.linear_with_squares(block_int8.quantize_activations(x), w, bias, like=x)
     w_rows = row_codes.quantize_rows_ref(torch.randn(384, 256, device=device), torch.int8)
     y = channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_rows, bias, gelu=False, like=x)
+    channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_rows, bias, gelu=False, like=x, residual=gated)
     row_codes.quantize_rows(y, torch.int8, gelu=True)
     vector = torch.randn(batch, 256, device=device)
     table = norm.Rotation(torch.ones(length, 64, device=device), torch.zeros(length, 64, device=device))

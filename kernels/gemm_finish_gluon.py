@@ -1,4 +1,4 @@
-"""How a tile of the block-int8 GEMM for Hopper (`block_int8_gluon`) ends, in one warpgroup.
+"""How a tile of the int8 GEMMs for Hopper (`gemm_gluon`) ends, in one warpgroup.
 
     y = GELU(total + bias) · gate + x           each where asked for, in fp32
     written as 16 bit, with Σ y² of each row, or as int8 codes with a scale for each row and 128 columns
