@@ -33,6 +33,18 @@ GROUP_ROWS = 64
 
 
 @gluon.jit
+def take_queries(q_tile, q_free, LAYOUT: gl.constexpr):
+    """q_tile in registers, and its room given back to the copies.
+
+    Without the fence a copy, which goes another way to shared memory, may come before loads that still queue.
+    """
+    q = q_tile.load(LAYOUT)
+    fence_async_shared()
+    mbarrier.arrive(q_free)
+    return q
+
+
+@gluon.jit
 def begin_scores(q, k_tile):
     """q kᵀ, to be waited for: [ROWS, KEYS] int32 or fp32. q is a left operand in registers, k_tile [KEYS, D]."""
     ROWS: gl.constexpr = q.shape[0]

@@ -33,6 +33,7 @@ from .attention_gluon import (
     head_descriptor,
     row_sums,
     shared_layout,
+    take_queries,
     write_tile,
 )
 from .block_int8 import AMAX_FLOOR
@@ -195,8 +196,7 @@ def _attend_tiles(
         batch_head = tile // q_blocks
         batch, head = batch_head // heads, batch_head % heads
         mbarrier.wait(q_ready, turn)
-        q = q_tile.load(gl.DotOperandLayout(0, S, 4 if INT8 else 2))
-        mbarrier.arrive(q_free)
+        q = take_queries(q_tile, q_free, gl.DotOperandLayout(0, S, 4 if INT8 else 2))
         mbarrier.wait(facts_ready, turn)
         if INT8:
             row_factor = row_factors.load(S_ROWS)

@@ -25,6 +25,7 @@ from .attention_gluon import (
     begin_scores,
     head_descriptor,
     row_sums,
+    take_queries,
     write_tile,
 )
 from .block_int8 import AMAX_FLOOR
@@ -124,8 +125,7 @@ def _attend_tiles(
         key = (blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, S))
         weight = gl.where(key < last, 0.0, gl.where(key == last, gl.log2(repeats.to(gl.float32)), -float("inf")))
         mbarrier.wait(q_ready, turn)
-        q = q_tile.load(gl.DotOperandLayout(0, S, 2))
-        mbarrier.arrive(q_free)
+        q = take_queries(q_tile, q_free, gl.DotOperandLayout(0, S, 2))
         mbarrier.wait(factors_ready, turn)
         row_factor = row_factors.load(gl.SliceLayout(1, S))
         mbarrier.arrive(factors_free)
