@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from idle_barriers import idle_barriers
+from shared_memory_faults import idle_barriers, unfenced_reads
 
 SCRIPT = Path(__file__).with_name("without_gpu.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -24,7 +24,9 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "did not compile" not in done.stderr, done.stderr[-2000:]
     for file in tmp_path.glob("*/*.ttgir"):
-        assert not idle_barriers(file.read_text()), file.name
+        ttgir = file.read_text()
+        assert not idle_barriers(ttgir), file.name
+        assert not unfenced_reads(ttgir), file.name
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

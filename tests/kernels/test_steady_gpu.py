@@ -1,6 +1,7 @@
-"""Another process that takes turns on the GPU changes no result: a kernel is interrupted anywhere and goes on later.
+"""The same inputs give the same bits, however often, also where another process takes turns on the GPU.
 
-An idle barrier in shared memory failed this (`idle_barriers`): 19 of 50 launches of the int8 GEMM were wrong in places.
+Two faults that `shared_memory_faults` describes failed this: 19 of 50 launches of the int8 GEMM were wrong in places
+beside a busy neighbour, and without one 14 of 300 forwards of 20 blocks, by a row or two of a cross-attention.
 """
 
 from __future__ import annotations
@@ -57,24 +58,46 @@ def assert_steady(run: Callable[[], Tensor], neighbour: Callable[[], None], time
     assert [torch.equal(result, alone) for result in crowded] == [True] * times
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize(("mode", "channelwise"), [("sagesla", False), ("sla", False), ("sla", True)])
-def test_a_forward(neighbour: Callable[[], None], mode: str, channelwise: bool) -> None:
-    config = dataclasses.replace(synthetic.MODELS["1.3b"], num_layers=2)
+def network_of(layers: int, mode: str, topk: float, *, channelwise: bool = False) -> TurboWan:
+    config = dataclasses.replace(synthetic.MODELS["1.3b"], num_layers=layers)
     device = torch.device("cuda")
     network = TurboWan(config, device="meta")
     tensors = synthetic.tensors(config, device, quantized=True)
     network.load(to_row_codes(tensors, torch.int8, device)[0] if channelwise else tensors)
-    network.attention = AttentionSettings(mode=mode, topk=0.1)
-    generator = torch.Generator(device).manual_seed(0)
-    half = {"generator": generator, "device": device, "dtype": torch.bfloat16}
-    x, context = torch.randn(1, 16, 21, 60, 104, **half), torch.randn(1, 512, config.text_dim, **half)
-    t = torch.full((1,), 988.0, device=device)
-    assert_steady(lambda: network(x, t, context), neighbour, times=50)
+    network.attention = AttentionSettings(mode=mode, topk=topk)
+    return network
+
+
+def inputs_of(network: TurboWan, size: tuple[int, int, int], prompt: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a forward over a latent of this size; text states behind `prompt` are zeros."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    half = {"generator": generator, "device": "cuda", "dtype": torch.bfloat16}
+    x, context = torch.randn(1, 16, *size, **half), torch.randn(1, 512, network.config.text_dim, **half)
+    context[:, prompt:] = 0
+    return x, torch.full((1,), 988.0, device="cuda"), context
 
 
 @torch.inference_mode()
-def test_a_decode(neighbour: Callable[[], None]) -> None:
+@pytest.mark.parametrize(("mode", "channelwise"), [("sagesla", False), ("sla", False), ("sla", True)])
+def test_a_forward_beside_a_neighbour(neighbour: Callable[[], None], mode: str, channelwise: bool) -> None:
+    network = network_of(2, mode, 0.1, channelwise=channelwise)
+    inputs = inputs_of(network, (21, 60, 104))
+    assert_steady(lambda: network(*inputs), neighbour, times=50)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mode", ["sagesla", "sla"])
+def test_many_forwards_alone(mode: str) -> None:
+    """1,600 launches of each kernel over few tokens and a short prompt, where tiles end soon after they began."""
+    network = network_of(20, mode, 0.4)
+    inputs = inputs_of(network, (9, 30, 52), prompt=40)
+    first = network(*inputs)
+    differing = torch.stack([(network(*inputs) != first).any() for _ in range(80)])
+    assert int(differing.sum()) == 0
+
+
+@torch.inference_mode()
+def test_a_decode_beside_a_neighbour(neighbour: Callable[[], None]) -> None:
     network = vae_weights.from_tensors(random_vae.tensors(96, device="cuda"), dtype=torch.bfloat16)
     generator = torch.Generator("cuda").manual_seed(0)
     size = vae.latent_size(33, 480, 832)
