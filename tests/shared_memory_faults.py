@@ -32,12 +32,17 @@ def idle_barriers(ttgir: str) -> set[str]:
     return idle
 
 
+def filled_by_copies(ttgir: str) -> set[str]:
+    """Names of the allocations that TMA fills."""
+    return {root for _, root in _with_roots(ttgir, COPY) if root}
+
+
 def unfenced_reads(ttgir: str) -> set[str]:
     """Names of the allocations that TMA fills and that are given back for it after loads without a fence.
 
     TMA's writes go another way than loads: they can come before loads that were issued earlier and still queue.
     """
-    filled = {root for line, root in _with_roots(ttgir, COPY) if root}
+    filled = filled_by_copies(ttgir)
     unfenced, read = set(), set()
     for line, root in _with_roots(ttgir, LOAD):
         if root in filled:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shared_memory_faults import idle_barriers, unfenced_reads
+from shared_memory_faults import filled_by_copies, idle_barriers, unfenced_reads
 
 SCRIPT = Path(__file__).with_name("without_gpu.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -23,10 +23,11 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "did not compile" not in done.stderr, done.stderr[-2000:]
-    for file in tmp_path.glob("*/*.ttgir"):
-        ttgir = file.read_text()
-        assert not idle_barriers(ttgir), file.name
-        assert not unfenced_reads(ttgir), file.name
+    texts = {file.name: file.read_text() for file in tmp_path.glob("*/*.ttgir")}
+    for name, ttgir in texts.items():
+        assert not idle_barriers(ttgir), name
+        assert not unfenced_reads(ttgir), name
+    assert any(map(filled_by_copies, texts.values())) == (arguments[0] == "90"), "the copies are called otherwise now"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
