@@ -70,7 +70,8 @@ def relative_error(out: torch.Tensor, ref: torch.Tensor) -> float:
 
 def check_kernels(device: torch.device) -> None:
     """Raise unless every kernel agrees with its reference at an odd size."""
-    compile_ahead(lambda: kernel_errors(device), device)  # in parallel
+    probes = ("run_probe", "run_channel_probe", "run_attention_probe")
+    compile_ahead(lambda: kernel_errors(device), device, gluon_probes=probes)  # in parallel
     for name, error in kernel_errors(device).items():
         print(f"check {name:16s} relative error {error:.2e}")
         if not error < RELATIVE_ERROR_LIMIT:

@@ -1,8 +1,8 @@
 """The channel-int8 GEMM of `channel_int8` for Hopper, in Gluon: warp-specialised and persistent (`gemm_gluon`).
 
 A tile's whole sum stays in the int32 accumulator, so nothing stands between a warpgroup's products: it begins one while
-the last one runs, and waits for that to give its stage back. 1,150–1,390 TOPS on an H200, where block scales allow
-910–1,090 (docs/facts.md).
+the last one runs, and waits for that to give its stage back. 1,150–1,390 TOPS on an H200 where block scales allow
+910–1,090; 1536 columns with a gated residual are as slow as there (docs/facts.md).
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def _multiply_tiles(
     unused = gl.zeros([rows_a_group, width], gl.int32, layout)
     total = gl.zeros([rows_a_group, width], gl.float32, layout)
     bias = gl.zeros([width], gl.float32, vector)
+    gate = gl.zeros([width], gl.float32, vector)
+    gated_last: gl.constexpr = GATE and GELU  # a gate behind GELU cannot be part of the scale
     stage = 0
     phase = 0
     x_phase = 1
@@ -74,8 +76,8 @@ def _multiply_tiles(
         band, index = next_tile(band, index, band_step, index_step, band_tiles)
         if tile != gl.program_id(0):
             finish_tile(
-                total, y_tile, y_desc, x_arrived, x_phase, bias, bias, a_scale_ptr, m_block, n_block, M, 0, 0.0,
-                HAS_BIAS, GELU, RESIDUAL, GATE=False, QUANTIZE=False, SQUARES=False,
+                total, y_tile, y_desc, x_arrived, x_phase, bias, gate, a_scale_ptr, m_block, n_block, M, 0, 0.0,
+                HAS_BIAS, GELU, RESIDUAL, GATE=gated_last, QUANTIZE=False, SQUARES=False,
             )  # fmt: skip
         m_block = next_m * GROUPS + group
         n_block = next_n
@@ -85,6 +87,7 @@ def _multiply_tiles(
             bias = gl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(gl.float32)
         if GATE:
             gate = gl.load(gate_ptr + columns, mask=columns < N, other=0.0)
+        if GATE and not GELU:
             w_scale *= gate
             bias *= gate
         w_scale = gl.convert_layout(w_scale, gl.SliceLayout(0, layout))
@@ -108,7 +111,8 @@ def _multiply_tiles(
                 a_tiles.index(stage * GROUPS + group), w_tiles.index(stage).permute((1, 0)), product, is_async=True
             )
             product = warpgroup_mma_wait(1, deps=[product])
-            # All four warps must have read the stage before this one.
+            # The stage before this one is given back once all four warps have read it; both barriers stand here while
+            # a product is under way, instead of one that Triton would put before the next wait.
             barrier()
             mbarrier.arrive(free.index(read_stage))
             barrier()

@@ -1,7 +1,7 @@
 """The Triton kernel of `channel_int8`: 2·M·N·K operations, M never specialised.
 
-Hopper has a GEMM of its own (`channel_int8_gluon`); this one serves every other GPU, and Hopper with a Triton that
-lacks Gluon.
+Hopper has a GEMM of its own (`channel_int8_gluon`); this one serves every other GPU, and Hopper where that cannot run
+or rows of y are not whole for TMA.
 """
 
 from __future__ import annotations
@@ -95,12 +95,13 @@ def linear_triton(
         from .channel_int8_gluon import launch_gluon as launch
     else:
         launch = launch_plain
-    samples = 1 if residual is None or residual.gate is None else residual.gate.shape[0]
+    gates = None if residual is None or residual.gate is None else residual.gate.to(torch.float32).contiguous()
+    samples = 1 if gates is None else gates.shape[0]
     length = m // samples
     for sample in range(samples):
         rows = slice(sample * length, (sample + 1) * length)
         x = None if residual is None else residual.x.reshape(m, n)[rows]
-        gate = None if residual is None or residual.gate is None else residual.gate[sample].to(torch.float32)
+        gate = None if gates is None else gates[sample]
         launch(RowCodes(a.codes[rows], a.scale[rows]), w, bias, gelu, x, gate, y[rows])
     return y
 

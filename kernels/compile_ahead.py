@@ -39,7 +39,7 @@ def compile_ahead(
     walk: Callable[[], object],
     device: torch.device,
     *,
-    gluon_probes: Sequence[str] = ("run_probe", "run_channel_probe", "run_attention_probe"),
+    gluon_probes: Sequence[str],
     progress: Progress | None = None,
     interrupted: Callable[[], None] | None = None,
 ) -> int:

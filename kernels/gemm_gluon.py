@@ -28,13 +28,13 @@ STAGES, STAGES_CODES = 4, 5
 MULTIPLY_REGISTERS, COPY_REGISTERS = 160, 24
 L2_ROWS = 8  # row blocks walked together, so that their weight tiles stay in the L2 cache
 
-_X_BLOCK = gl.constexpr(5)
+_RESIDUAL_BLOCK = gl.constexpr(5)  # late enough for the last tile to have left the room, early enough to arrive
 
 
 @gluon.jit
 def residual_block(k_blocks):
     """The K block during which a tile's residual is fetched: the fifth, or the last."""
-    return gl.minimum(k_blocks, _X_BLOCK) - 1
+    return gl.minimum(k_blocks, _RESIDUAL_BLOCK) - 1
 
 
 @gluon.jit

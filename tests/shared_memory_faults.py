@@ -40,7 +40,8 @@ def filled_by_copies(ttgir: str) -> set[str]:
 def unfenced_reads(ttgir: str) -> set[str]:
     """Names of the allocations that TMA fills and that are given back for it after loads without a fence.
 
-    TMA's writes go another way than loads: they can come before loads that were issued earlier and still queue.
+    TMA's writes go another way than loads: they can come before loads that were issued earlier and still queue. Found
+    where the barrier behind a load is in the lines behind it, not where a loop leads back to it.
     """
     filled = filled_by_copies(ttgir)
     unfenced, read = set(), set()
@@ -57,13 +58,14 @@ def unfenced_reads(ttgir: str) -> set[str]:
 
 def _with_roots(ttgir: str, use: re.Pattern[str]) -> Iterator[tuple[str, str | None]]:
     """Each line, and of the value that `use` finds in it the allocation it is a view of."""
-    captured = next(iter(re.findall(r"ttg\.warp_specialize\(([^)]*)\)", ttgir)), "").split(", ")
-    first = re.search(r"partition0\((%arg(\d+)):", ttgir)
-    roots = {value: value for value in captured}
-    arguments = {f"%arg{int(first[2]) + i}": value for i, value in enumerate(captured)} if first else {}
+    roots: dict[str, str] = {}
+    captured: list[str] = []
     for line in ttgir.splitlines():
+        if "ttg.warp_specialize(" in line:
+            captured = re.search(r"warp_specialize\(([^)]*)\)", line)[1].split(", ")
         if "partition0(" in line:
-            roots |= {argument: roots[value] for argument, value in arguments.items()}
+            first = int(re.search(r"partition0\(%arg(\d+):", line)[1])
+            roots |= {f"%arg{first + i}": roots.get(value, value) for i, value in enumerate(captured)}
         if view := VIEW.search(line):
             roots[view[1]] = roots.get(view[2], view[2])
         found = use.search(line)

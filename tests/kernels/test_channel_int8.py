@@ -25,6 +25,10 @@ def linear(request, device, monkeypatch):
         monkeypatch.setattr(kernels, "gluon_refusal", lambda *_: "the test asks for the plain kernel")
     elif reason := dispatch.gluon_refusal(device, "run_channel_probe"):
         pytest.skip(reason)
+    else:
+        from turbowan.kernels import gemm_gluon
+
+        monkeypatch.setattr(gemm_gluon, "multiprocessors", lambda _: 2)  # so that each program walks through tiles
     return kernels.linear_triton
 
 
@@ -37,21 +41,22 @@ def test_gemm_kernel_equals_reference(shape, gelu, linear, half, device, generat
     assert relative_error(linear(a, w, bias, gelu, half), ref) < ROUND_TRIP[half]
 
 
+@pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("gates", [None, 1, 2], ids=["no gate", "one gate", "gates"])
-@pytest.mark.parametrize("shape", [(2, 65, 256, 208), (2, 150, 128, 384)], ids=str)
-def test_gated_residual_is_added_in_the_epilogue(shape, gates, linear, half, device, generator):
+@pytest.mark.parametrize("shape", [(2, 65, 256, 208), (2, 300, 128, 384), (2, 200, 768, 260)], ids=str)
+def test_gated_residual_is_added_in_the_epilogue(shape, gates, gelu, linear, half, device, generator):
     batch, length, k, n = shape
     a, w = operands(batch * length, k, n, generator, device)
     bias = torch.randn(n, generator=generator).to(device, half)
     gate = None if gates is None else torch.randn(gates, n, generator=generator).to(device)
     residual = GatedResidual(torch.randn(batch, length, n, generator=generator).to(device, half), gate)
-    ref = residual.add(channel_int8.linear_ref(a, w, bias, False, torch.float32)).reshape(-1, n)
-    assert relative_error(linear(a, w, bias, False, half, residual), ref) < ROUND_TRIP[half]
+    ref = residual.add(channel_int8.linear_ref(a, w, bias, gelu, torch.float32)).reshape(-1, n)
+    assert relative_error(linear(a, w, bias, gelu, half, residual), ref) < ROUND_TRIP[half]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(191, 384, 256), (1000, 512, 640), (20000, 1536, 1024), (500, 8960, 1536)], ids=str)
-def test_hopper_gemm_gives_the_bits_of_the_plain_one(shape, half, device, generator):
+def test_hopper_gemm_gives_the_bits_of_the_plain_one_without_bias(shape, half, device, generator):
     from turbowan.kernels import channel_int8_triton
 
     if reason := dispatch.gluon_refusal(device, "run_channel_probe"):

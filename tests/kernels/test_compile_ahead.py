@@ -112,7 +112,7 @@ def test_a_walk_that_fails_leaves_without_compiling_the_rest(pretended) -> None:
         raise Stop
 
     with pytest.raises(Stop):
-        compile_ahead(walk, torch.device("cpu"))
+        compile_ahead(walk, torch.device("cpu"), gluon_probes=())
     assert compiled == [0]
 
 
@@ -139,7 +139,7 @@ def test_walks_of_two_threads_leave_launching_as_it_was() -> None:
 
 
 def test_nothing_is_walked_where_no_kernel_can_run() -> None:
-    assert compile_ahead(lambda: pytest.fail("walked"), torch.device("cpu")) == 0
+    assert compile_ahead(lambda: pytest.fail("walked"), torch.device("cpu"), gluon_probes=()) == 0
 
 
 @pytest.fixture

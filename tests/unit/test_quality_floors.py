@@ -1,6 +1,7 @@
 """Floors for the defaults on the demo model's trained weights: what videos show, what arithmetic and sparsity cost.
 
-The figures come from docs/bench/quality_*.json, with room below; no change of the code may fall under them.
+The figures come from docs/bench/quality_*.json and docs/facts.md, with room below; no change of the code may fall under
+them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from turbowan.turbo_core import demo_bundle
 
 SIZE = (160, 160, 81)
 VIDEOS = {DEFAULT: 4, IMAGE_DEFAULT: 2}
-# Of the first videos on an H200, less 3 dB and one video; a CPU's are no lower. A video made alone rounds elsewhere
-# than among twelve, as in the docs.
+# Of the first videos on an H200, less 3 dB and one video; a CPU's are no lower. What is measured on one video is that
+# video made alone: among others, as in the JSON, it rounds elsewhere.
 LEAST_RIGHT = {DEFAULT: 3, IMAGE_DEFAULT: 1}
 LEAST_FULL_DB = 17.6
 LEAST_NUMERIC_DB = {"int8": 46.5, "exact": 20.6, "bf16": 51.1, "channelwise": 41.3}
