@@ -132,15 +132,13 @@ def row_codes_errors(x: torch.Tensor, w: torch.Tensor, gate: torch.Tensor) -> di
     a, w_codes = row_codes.quantize_rows_ref(x, torch.int8), row_codes.quantize_rows_ref(w, torch.int8)
     y = channel_int8.linear(row_codes.quantize_rows(x, torch.int8), w_codes, None, gelu=False, like=x)
     bias, residual = w[:, 0].to(x.dtype), block_int8.GatedResidual(y.reshape(*x.shape[:-1], -1), w.T[: len(x)])
-    gated = channel_int8.linear(a, w_codes, bias, gelu=False, like=x, residual=residual)
+    gated = channel_int8.linear(a, w_codes, bias, gelu=False, like=x, residual=residual).reshape(residual.x.shape)
+    gated_ref = residual.add(channel_int8.linear_ref(a, w_codes, bias, False, torch.float32))
     exact = norm.layer_norm_ref(x.float(), gate, gate, 1e-6)
     hidden = torch.nn.functional.gelu(x.float(), approximate="tanh")
     return {
         "channelwise": relative_error(y, channel_int8.linear_ref(a, w_codes, None, False, torch.float32)),
-        "channelwise gated": relative_error(
-            gated.reshape(residual.x.shape),
-            residual.add(channel_int8.linear_ref(a, w_codes, bias, False, torch.float32)),
-        ),
+        "channelwise gated": relative_error(gated, gated_ref),
         "layer_norm rows": codes_error(norm.layer_norm_rows(x, gate, gate, 1e-6, torch.int8), exact),
         "gelu rows": codes_error(row_codes.quantize_rows(x, torch.int8, gelu=True), hidden),
     }
