@@ -66,6 +66,17 @@ def attention_kernel(request, device, monkeypatch):
 
 
 @pytest.fixture
+def few_programs(device, monkeypatch):
+    """Hopper's int8 GEMMs run as two programs, each of which then walks through several tiles of a small problem."""
+    from turbowan.kernels import dispatch
+
+    if dispatch.gluon_refusal(device) is None:
+        from turbowan.kernels import gemm_gluon
+
+        monkeypatch.setattr(gemm_gluon, "multiprocessors", lambda _: 2)
+
+
+@pytest.fixture
 def poisoned_memory():
     """torch.empty gives NaN (integers: their maximum), so that an unwritten output shows."""
     before = torch.are_deterministic_algorithms_enabled()

@@ -16,7 +16,7 @@ from tolerances import (
 from turbowan.kernels import block_int8
 from turbowan.kernels.block_int8 import BlockInt8
 
-pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory", "few_programs")]
 
 SHAPES = [(1, 1, 128, 128), (1, 129, 256, 128), (2, 130, 128, 200), (3, 64, 384, 129)]
 SHAPE_IDS = [f"B{b}-L{length}-K{k}-N{n}" for b, length, k, n in SHAPES]

@@ -6,7 +6,7 @@ from turbowan.kernels import channel_fp8, channel_int8, dispatch
 from turbowan.kernels.block_int8 import GatedResidual
 from turbowan.kernels.row_codes import RowCodes, quantize_rows_ref
 
-pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory")]
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_memory", "few_programs")]
 
 SHAPES = [(1, 128, 128), (129, 256, 128), (260, 128, 200), (192, 384, 520)]
 SHAPE_IDS = [f"M{m}-K{k}-N{n}" for m, k, n in SHAPES]
@@ -25,10 +25,6 @@ def linear(request, device, monkeypatch):
         monkeypatch.setattr(kernels, "gluon_refusal", lambda *_: "the test asks for the plain kernel")
     elif reason := dispatch.gluon_refusal(device, "run_channel_probe"):
         pytest.skip(reason)
-    else:
-        from turbowan.kernels import gemm_gluon
-
-        monkeypatch.setattr(gemm_gluon, "multiprocessors", lambda _: 2)  # so that each program walks through tiles
     return kernels.linear_triton
 
 
