@@ -23,10 +23,10 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "did not compile" not in done.stderr, done.stderr[-2000:]
-    texts = {file.name: file.read_text() for file in tmp_path.glob("*/*.ttgir")}
-    for name, ttgir in texts.items():
-        assert not idle_barriers(ttgir), name
-        assert not unfenced_reads(ttgir), name
+    texts = {file: file.read_text() for file in tmp_path.glob("*/*.ttgir")}
+    for file, ttgir in texts.items():
+        assert not idle_barriers(ttgir), file.name
+        assert not unfenced_reads(ttgir), file.name
     assert any(map(filled_by_copies, texts.values())) == (arguments[0] == "90"), "the copies are called otherwise now"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
