@@ -33,6 +33,7 @@ from .gemm_gluon import (
     STAGES_CODES,
     copy_tiles,
     descriptor,
+    first_tile,
     next_tile,
     place,
     programs,
@@ -64,11 +65,7 @@ def _multiply_tiles(
     m_block = 0
     n_block = 0
     tiles = m_blocks * n_blocks
-    band_tiles = L2_ROWS * n_blocks
-    band = gl.program_id(0) // band_tiles
-    index = gl.program_id(0) % band_tiles
-    band_step = gl.num_programs(0) // band_tiles
-    index_step = gl.num_programs(0) % band_tiles
+    band, index, band_step, index_step, band_tiles = first_tile(n_blocks, L2_ROWS)
     # A tile is finished while the first K block of the next one multiplies. The last round multiplies whatever lies
     # there, so that no branch stands between the products.
     for tile in range(gl.program_id(0), tiles + gl.num_programs(0), gl.num_programs(0)):

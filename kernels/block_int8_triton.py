@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .block_int8 import AMAX_FLOOR, BLOCK, BlockInt8, GatedResidual, QuantizedActivations
-from .dispatch import gluon_refusal
+from .dispatch import hopper_gemm_takes
 from .grid import cdiv
 
 # 1.5·2^23: adding and subtracting it rounds an fp32 of magnitude < 2^22 to the nearest integer, ties to even.
@@ -297,8 +297,7 @@ def _launch_linear(
         raise ValueError(f"block-int8 linear: weight must have {k} columns, got {tuple(w.shape)}")
     if residual is not None and residual.x.numel() != m * n:
         raise ValueError(f"block-int8 linear: residual must be [{m}, {n}], got {tuple(residual.x.shape)}")
-    whole_rows = n * y.element_size() % 16 == 0  # what TMA can write
-    if y.element_size() <= 2 and whole_rows and gluon_refusal(y.device) is None:
+    if hopper_gemm_takes(y):
         from .block_int8_gluon import linear_gluon
 
         linear_gluon(a, w, bias, gelu=gelu, y=y, parts=parts, residual=residual)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .block_int8 import GatedResidual
 from .block_int8_triton import gelu_tanh, tile_of
-from .dispatch import gluon_refusal
+from .dispatch import hopper_gemm_takes
 from .grid import cdiv
 from .row_codes import RowCodes
 
@@ -90,8 +90,7 @@ def linear_triton(
     if residual is not None and residual.x.numel() != m * n:
         raise ValueError(f"channel-int8 linear: residual must be [{m}, {n}], got {tuple(residual.x.shape)}")
     y = torch.empty(m, n, dtype=dtype, device=a.device)
-    whole_rows = n * y.element_size() % 16 == 0  # what TMA can write
-    if y.element_size() == 2 and whole_rows and gluon_refusal(y.device, "run_channel_probe") is None:
+    if hopper_gemm_takes(y, "run_channel_probe"):
         from .channel_int8_gluon import launch_gluon as launch
     else:
         launch = launch_plain

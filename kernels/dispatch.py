@@ -122,6 +122,12 @@ def gluon_refusal(device: torch.device, probe: str = "run_probe") -> str | None:
     return reason or _gluon_install_refusal(index, probe)
 
 
+def hopper_gemm_takes(y: Tensor, probe: str = "run_probe") -> bool:
+    """Whether a Gluon GEMM for Hopper can write y [M, N]: 16 or 8 bit, in rows of whole 16 bytes for TMA."""
+    whole_rows = y.shape[1] * y.element_size() % 16 == 0
+    return y.element_size() <= 2 and whole_rows and gluon_refusal(y.device, probe) is None
+
+
 @functools.cache
 def _gluon_install_refusal(device_index: int, probe: str) -> str | None:
     """Gluon is experimental and may change with any Triton: its kernels must reproduce a known result first."""

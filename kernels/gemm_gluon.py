@@ -71,6 +71,17 @@ def place(band, index, m_blocks, n_blocks, L2_ROWS: gl.constexpr):
 
 
 @gluon.jit
+def first_tile(n_blocks, L2_ROWS: gl.constexpr):
+    """(band, index, band_step, index_step, band_tiles): where this program begins, and what `next_tile` goes on by."""
+    band_tiles = L2_ROWS * n_blocks
+    band = gl.program_id(0) // band_tiles
+    index = gl.program_id(0) % band_tiles
+    band_step = gl.num_programs(0) // band_tiles
+    index_step = gl.num_programs(0) % band_tiles
+    return band, index, band_step, index_step, band_tiles
+
+
+@gluon.jit
 def next_tile(band, index, band_step, index_step, band_tiles):
     """The tile that this program works on next, found without a division."""
     band += band_step
@@ -92,11 +103,7 @@ def copy_tiles(
     depth: gl.constexpr = a_desc.block_shape[1]
     stage = 0
     phase = 1  # a fresh barrier's previous phase: every stage is free at first
-    band_tiles = L2_ROWS * n_blocks
-    band = gl.program_id(0) // band_tiles
-    index = gl.program_id(0) % band_tiles
-    band_step = gl.num_programs(0) // band_tiles
-    index_step = gl.num_programs(0) % band_tiles
+    band, index, band_step, index_step, band_tiles = first_tile(n_blocks, L2_ROWS)
     for _ in range(gl.program_id(0), m_blocks * n_blocks, gl.num_programs(0)):
         m_block, n_block = place(band, index, m_blocks, n_blocks, L2_ROWS)
         for k_block in range(k_blocks):

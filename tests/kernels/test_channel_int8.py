@@ -22,7 +22,7 @@ def linear(request, device, monkeypatch):
     """`linear_triton` with the kernel for every GPU or the one for Hopper."""
     kernels = pytest.importorskip("turbowan.kernels.channel_int8_triton")
     if request.param == "plain":
-        monkeypatch.setattr(kernels, "gluon_refusal", lambda *_: "the test asks for the plain kernel")
+        monkeypatch.setattr(kernels, "hopper_gemm_takes", lambda *_: False)
     elif reason := dispatch.gluon_refusal(device, "run_channel_probe"):
         pytest.skip(reason)
     return kernels.linear_triton
