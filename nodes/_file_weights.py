@@ -4,11 +4,15 @@ ComfyUI's classic patcher moves a module at a time with `.to`, a copy out of the
 it unloads it copies the weights into system memory. Here every Linear's weight that lies in the file whole keeps its
 mapped tensor beside the one on the GPU: `place` reads the file ahead of the host's own loading, which then finds
 nothing left to do, and `withdraw` puts the mapped tensors back, whose pages the system may drop and read again.
+
+Its streaming copies each weight, as a layer first asks for it, into page-locked memory and from there to the GPU.
+`fill` reads them to where they are streamed to, ahead of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
+from contextlib import closing
 
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
@@ -17,10 +21,11 @@ from torch import Tensor, nn
 from ..turbo_core.file_reading import MappedFile
 from ..turbo_core.file_spans import span_of
 from ..turbo_core.layers import Linear
-from . import _layout
-from ._operations import throw_if_interrupted
+from . import _layout, _streamed_memory
+from ._operations import progress_bar, throw_if_interrupted
 
 SMALL = 1 << 16  # bytes; the host's copy of a smaller weight costs no more than a read
+SHOWN = 1 << 30  # bytes; less is read before anybody looks
 
 
 class FileWeights:
@@ -43,17 +48,14 @@ class FileWeights:
 
         Those in `leave`, by the model's names, stay: the host keeps the original of a patched one, and has pinned some.
         """
-        wanted = [
-            name
-            for name in self._order
-            if _same_memory(self._layers[name].weight, self._mapped[name]) and f"{name}.weight" not in leave
-        ]
-        weights = [self._mapped[name] for name in wanted]
-        read = self.file.to_device([_data(weight) for weight in weights], device)
-        for name, weight, data in zip(wanted, weights, read, strict=True):
-            throw_if_interrupted()
-            self._layers[name].weight = self._placed[name] = nn.Parameter(_over(weight, data), requires_grad=False)
-        return len(wanted)
+        wanted = [name for name in self._order if self._is_mapped(name) and f"{name}.weight" not in leave]
+
+        def place(name: str, data: Tensor) -> bool:
+            weight = nn.Parameter(_over(self._mapped[name], data), requires_grad=False)
+            self._layers[name].weight = self._placed[name] = weight
+            return True
+
+        return self._read(wanted, device, place)
 
     def withdraw(self) -> None:
         """The mapped tensors again, for every weight that nobody has replaced since it was placed."""
@@ -62,14 +64,58 @@ class FileWeights:
                 self._layers[name].weight = self._mapped[name]
         self._placed.clear()
 
+    def fill(self, device: torch.device, leave: Container[str], room: int) -> int:
+        """Read onto `device`, where the host streams them to, weights that never were there; the number of read ones.
+
+        Left to the host are layers with a weight or bias in `leave`, by the model's names, because it patches them, and
+        whatever was there and had to leave: it keeps such weights in page-locked memory, which serves a GPU that is too
+        small for the model better than files. `room` is what the GPU can give to this model in all, in bytes;
+        with less than all weights need, those are read that the host would give up last.
+        """
+        wanted = []
+        for name in sorted(self._streamed(), key=lambda name: _streamed_memory.address(self._layers[name])):
+            layer = self._layers[name]
+            room -= _streamed_memory.size(layer)
+            if room < 0:
+                break
+            new = not _streamed_memory.was_written(layer) and not _streamed_memory.is_page_locked(layer)
+            patched = f"{name}.weight" in leave or f"{name}.bias" in leave
+            if new and not patched and self._is_mapped(name):
+                wanted.append(name)
+        return self._read(wanted, device, lambda name, data: _streamed_memory.write(self._layers[name], data, device))
+
+    def forget(self) -> None:
+        """The host has unloaded the model, page-locked memory included: what was streamed is as good as new."""
+        for name in self._streamed():
+            _streamed_memory.forget(self._layers[name])
+
+    def _streamed(self) -> list[str]:
+        return [name for name, layer in self._layers.items() if _streamed_memory.is_streamed(layer)]
+
+    def _is_mapped(self, name: str) -> bool:
+        """Whether the weight lies in the mapping: after a LoRA the host puts the original in a Parameter of its own."""
+        mapped = self._mapped.get(name)
+        return mapped is not None and _data(self._layers[name].weight).data_ptr() == _data(mapped).data_ptr()
+
+    def _read(self, names: Sequence[str], device: torch.device, take: Callable[[str, Tensor], bool]) -> int:
+        """Hand the weights' data on `device` to `take` until it refuses; the number that it took."""
+        weights = [_data(self._mapped[name]) for name in names]
+        whole = sum(weight.nbytes for weight in weights)
+        show = progress_bar() if whole >= SHOWN else None
+        taken = done = 0
+        with closing(self.file.to_device(weights, device)) as read:
+            for name, data in zip(names, read, strict=True):
+                throw_if_interrupted()
+                if not take(name, data):
+                    break
+                taken, done = taken + 1, done + data.nbytes
+                if show is not None:
+                    show(done, whole)
+        return taken
+
 
 def _data(weight: nn.Parameter) -> Tensor:
     return weight._qdata if isinstance(weight, QuantizedTensor) else weight
-
-
-def _same_memory(weight: nn.Parameter, mapped: nn.Parameter) -> bool:
-    """Whether both lie in the mapping: the host puts an original back, after a LoRA, in a Parameter of its own."""
-    return _data(weight).data_ptr() == _data(mapped).data_ptr()
 
 
 def _over(weight: nn.Parameter, data: Tensor) -> Tensor:

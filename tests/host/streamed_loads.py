@@ -2,82 +2,23 @@
 
     python streamed_loads.py CHECKOUT PACK MODEL_FILE
 
-Run by `test_streamed_loads`. The host takes its streaming only where comfy-aimdo works, and that needs a GPU; readying
-a model is Python that runs on any device once comfy-aimdo's memory is stood in for.
+Run by `test_streamed_loads`.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import alone
 import torch
+from no_gpu import CPU, Pages, import_pack, on_a_gpu, streaming_patcher
 
 CHECKOUT, PACK, MODEL_FILE = map(Path, sys.argv[1:])
-CPU, GPU = torch.device("cpu"), torch.device("meta")
 NORM, LINEAR = "blocks.0.self_attn.norm_q", "blocks.0.self_attn.q"
-
-
-class NoBuffer:
-    """In place of page-locked memory."""
-
-    size = 0
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def truncate(self, *_: object, **__: object) -> None:
-        pass
-
-
-class Pages:
-    """In place of the GPU memory that large weights stream through: it gives up as much as it is asked for, but all."""
-
-    prioritized = 0
-
-    def alloc(self, size: int) -> tuple[object, int, int]:
-        return self, 0, size
-
-    def prioritize(self) -> None:
-        self.prioritized += 1
-
-    def loaded_size(self) -> int:
-        return 0
-
-    def free_memory(self, size: float) -> float:
-        return size if size < 1e30 else 0
-
-
-def import_pack(pages: Pages) -> list[types.ModuleType]:
-    """The pack's `nodes._host` and `nodes._patcher` in a process with the host's streaming switched on, for the CPU."""
-    alone.enter(CHECKOUT)
-    host = importlib.import_module("comfy.model_patcher")
-    if not hasattr(host, "ModelPatcherDynamic"):
-        print(json.dumps(None))
-        raise SystemExit
-    streaming = host.CoreModelPatcher = host.ModelPatcherDynamic
-    streaming.__new__ = lambda cls, *_, **__: object.__new__(cls)  # else a classic one for the CPU
-    streaming._vbar_get = lambda self, create=False: pages
-    importlib.import_module("comfy_aimdo.host_buffer").HostBuffer = NoBuffer
-    return alone.import_pack(PACK, "_host", "_patcher")
-
-
-@contextmanager
-def on_a_gpu(patcher: Any) -> Iterator[None]:
-    """For unloading: the host unloads no model of the CPU."""
-    patcher.load_device = GPU
-    if hasattr(patcher, "register_load_device"):
-        patcher.register_load_device(GPU)
-    yield
-    patcher.load_device = CPU
 
 
 class Loads:
@@ -120,12 +61,10 @@ class Loads:
 @torch.inference_mode()
 def main() -> None:
     pages = Pages()
-    host, patchers = import_pack(pages)
+    host, patchers = import_pack(CHECKOUT, PACK, pages)
     made = host.load_model(MODEL_FILE, host.LoadSettings())
     model = made.model
-    patcher = patchers._StreamingPatcher(model, load_device=CPU, offload_device=CPU)
-    for pins in getattr(model, "dynamic_pins", {}).values():
-        pins["hostbufs_initialized"] = True
+    patcher = streaming_patcher(patchers, model)
     loads = Loads(patchers, model, pages)
     loads.ready("first", patcher)
     loads.ready("again", patcher)

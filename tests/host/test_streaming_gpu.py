@@ -157,8 +157,8 @@ def test_what_a_prompt_leaves_on_the_gpu_changes_no_later_result(gpu_host: Comfy
 
 
 @pytest.mark.timeout(600)
-def test_each_patcher_is_the_one_that_was_asked_for(gpu_host: ComfyProcess) -> None:
-    """The classic one has read the large weights from the file; the host's streaming has a reader of its own."""
+def test_each_patcher_reads_the_large_weights_from_the_file(gpu_host: ComfyProcess) -> None:
+    """The host's streaming would copy them into page-locked memory first."""
     client = ComfyClient(gpu_host.url)
     client.free()
     model = loaded(client)
@@ -166,4 +166,6 @@ def test_each_patcher_is_the_one_that_was_asked_for(gpu_host: ComfyProcess) -> N
         assert model["patcher"] == "_ClassicPatcher"
         assert model["from_file"] >= 10 * CONFIG.num_layers
     else:
-        assert (model["patcher"], model["from_file"]) == ("_StreamingPatcher", 0)
+        assert model["patcher"] == "_StreamingPatcher"
+        assert model["loaded"] > 0.95 * model["size"]
+        assert model["page_locked"] < 0.05 * model["size"]

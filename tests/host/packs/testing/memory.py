@@ -78,7 +78,7 @@ def _from_file(base: type, changed: bool) -> type:
 
 
 class TestMemory:
-    """The loaded models by class, with patcher, size, loaded size and the number of weights read from the file."""
+    """The loaded models: class, patcher, bytes, those loaded and page-locked, how many weights the file placed."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -99,6 +99,7 @@ def _describe(patcher: Any) -> dict:
         "patcher": type(patcher).__name__,
         "size": patcher.model_size(),
         "loaded": patcher.loaded_size(),
+        "page_locked": patcher.pinned_memory_size() if hasattr(patcher, "pinned_memory_size") else 0,
         "from_file": len(patcher.model.file_weights._placed) if hasattr(patcher.model, "file_weights") else 0,
     }
 

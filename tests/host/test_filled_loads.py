@@ -1,0 +1,56 @@
+"""What fits is read from the file to where the host's streaming looks for it, once; the rest is the host's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from host import alone, models
+from host.server import REPO
+
+SCRIPT = Path(__file__).with_name("filled_loads.py")
+READ = 25  # of the tiny model's 29 streamed weights; the others are too small to be worth it
+
+
+@pytest.fixture(scope="module")
+def loads(checkout: Path, host_python: Path, models_dir: Path) -> dict[str, dict]:
+    """What the host finds on its pages after each of the script's loads."""
+    report = alone.report_of(SCRIPT, host_python, checkout, REPO, models_dir / "diffusion_models" / models.T2V_QUANT)
+    if report is None:
+        pytest.skip("this ComfyUI has no streaming patcher, or one from before 0.22, which reads by itself")
+    return report
+
+
+def test_every_large_weight_is_read_once(loads: dict) -> None:
+    assert [loads[load]["read"] for load in ("first", "again")] == [READ, 0]
+    assert [loads[load]["lent"] for load in ("first", "again")] == [READ, READ]
+
+
+@pytest.mark.parametrize("load", ["first", "lora", "without", "fewer pages", "less room"])
+def test_the_host_lends_what_the_file_holds(loads: dict, load: str) -> None:
+    assert loads[load]["right"] == loads[load]["lent"] == loads[load]["read"] > 0
+
+
+def test_patched_weights_are_the_host_s(loads: dict) -> None:
+    assert (loads["first"]["linear"], loads["lora"]["linear"]) == (True, False)
+    assert loads["lora"]["read"] == READ - 1
+
+
+def test_page_locked_weights_are_the_host_s(loads: dict) -> None:
+    assert not loads["without"]["linear"]
+    assert loads["without"]["read"] == READ - 1
+
+
+def test_what_had_to_leave_is_the_host_s(loads: dict) -> None:
+    assert (loads["after eviction"]["read"], loads["after eviction"]["lent"]) == (0, 0)
+
+
+@pytest.mark.parametrize("load", ["fewer pages", "less room"])
+def test_what_the_host_gives_up_last_is_read_first(loads: dict, load: str) -> None:
+    """After an unloading weights are read again, as many as fit; those that do lie below those that do not."""
+    assert 0 < loads[load]["lent"] < READ
+    assert loads["pages"]["used"] / 2 < loads[load]["up to"] <= 3 * loads["pages"]["used"] / 4
+
+
+def test_no_page_stays_held(loads: dict) -> None:
+    assert {load["pages held"] for name, load in loads.items() if name != "pages"} == {0}
