@@ -1,11 +1,11 @@
 """Seconds of a prompt by stage, from the messages that ComfyUI sent about it and when they came.
 
-A node's time runs from its `executing` message to the next node's. Ours compile kernels before their own work, the
-first time only, and report that as progress too: see `kernels.compile_ahead`. Compilation's reports and then the
-work's each count up to a total of their own, so a report that follows a finished count begins another series; the
-node's last series is its work. From the first report of compiling to the last is the stage "compile", which is a
-fraction of a second short, because the first comes only where compiling takes long. What goes before (weights to the
-GPU) belongs to the first step. ComfyUI leaves out a report that follows another at once, never a count's first or
+A node's time runs from its `executing` message to the next node's. Ours bring weights to the GPU and compile kernels
+before their own work, the first time only, and report that as progress too: see `kernels.compile_ahead`. The reports of
+each count up to a total of their own, so a report that follows a finished count begins another series; the node's last
+series is its work. From the first report of compiling to the last is the stage "compile", which is a fraction of a
+second short, because the first comes only where compiling takes long. Weights, counted in bytes, belong to the first
+step. ComfyUI leaves out a report that follows another at once, never a count's first or
 last; a step that it left out is part of the next.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 SAMPLER, DECODER = "TurboT2VSampler", "TurboVAEDecodeVideo"
 IMAGE_DECODER = "TurboVAEDecode"
 COMPILING = (SAMPLER, DECODER, IMAGE_DECODER)
+KERNELS = 1000  # no more are compiled; a larger total is one of bytes
 
 Mark = tuple[float, dict[str, Any]]
 """When a message came, in seconds, and the message."""
@@ -48,8 +49,9 @@ def _node_seconds(name: str, at: float, until: float, reports: Sequence[Report])
     if name not in COMPILING:
         return {name: until - at}
     *before, work = _series(reports if name == SAMPLER else _told_once(reports)) or [[]]
-    compiling = sum(series[-1].at - series[0].at for series in before)
-    seconds = {f"{name} compile": compiling} if before else {}
+    compiled = [series for series in before if series[-1].total <= KERNELS]
+    compiling = sum(series[-1].at - series[0].at for series in compiled)
+    seconds = {f"{name} compile": compiling} if compiled else {}
     if name != SAMPLER:
         return seconds | {name: until - at - compiling}
     at += compiling  # the first step's time is what is left

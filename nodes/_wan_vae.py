@@ -49,13 +49,18 @@ def output_dtype(vae: VAE) -> torch.dtype:
 
 
 def free_memory(vae: VAE) -> int:
-    """Bytes that a decode finds free, with those that the host's streaming frees when they are asked for.
+    """Bytes that a call finds free, with those of other models that the host's streaming frees when asked.
 
-    A streamed network may fill the GPU, and stays there until then. ComfyUI 0.8 has no streaming, a CPU no use for it.
+    A streamed network may fill the GPU, and stays there until then. The host's own count of both warns of every page
+    that is in use meanwhile, and lent weights are.
     """
-    if vae.device.type != "cpu" and hasattr(vae.patcher, "get_free_memory"):
-        return vae.patcher.get_free_memory(vae.device)
-    return comfy.model_management.get_free_memory(vae.device)
+    loaded = comfy.model_management.current_loaded_models
+    patchers = [entry.model for entry in loaded if entry.device == vae.device and entry.model is not None]
+    streamed = [
+        patcher for patcher in patchers if getattr(patcher, "is_dynamic", bool)()
+    ]  # ComfyUI 0.8 streams nothing
+    others = [patcher for patcher in streamed if patcher.model is not vae.first_stage_model]
+    return comfy.model_management.get_free_memory(vae.device) + sum(patcher.loaded_size() for patcher in others)
 
 
 @contextmanager

@@ -98,13 +98,32 @@ def main() -> None:
 
 
 def free(wan_vae: types.ModuleType, vae: Any) -> dict[str, int]:
-    """What `free_memory` says where 5 bytes are free and streaming would free 2 more; and the budget of 1,000 bytes."""
-    importlib.import_module("comfy.model_management").get_free_memory = lambda device: 5
-    streams, older = types.SimpleNamespace(get_free_memory=lambda device: 5 + 2), types.SimpleNamespace()
-    found = {
-        name: wan_vae.free_memory(types.SimpleNamespace(device=torch.device(device), patcher=patcher))
-        for name, device, patcher in (("gpu", "cuda", streams), ("cpu", "cpu", streams), ("older", "cuda", older))
+    """What `free_memory` says where 5 bytes are free and loaded models hold others; and the budget of 1,000 bytes."""
+    management = importlib.import_module("comfy.model_management")
+    management.get_free_memory = lambda device: 5
+
+    def holding(size: int, *, model: object = None, device: str = "cuda", **streaming: Any) -> types.SimpleNamespace:
+        patcher = types.SimpleNamespace(model=model, loaded_size=lambda: size, **streaming)
+        return types.SimpleNamespace(model=patcher, device=torch.device(device))
+
+    def streams() -> bool:
+        return True
+
+    ours = types.SimpleNamespace(device=torch.device("cuda"), first_stage_model=object())
+    loaded = {
+        "none": [],
+        "streamed": [holding(2, is_dynamic=streams), holding(3, is_dynamic=streams)],
+        "not streamed": [holding(2, is_dynamic=lambda: False)],
+        "older": [holding(2)],
+        "itself": [holding(2, model=ours.first_stage_model, is_dynamic=streams)],
+        "elsewhere": [holding(2, device="cpu", is_dynamic=streams)],
+        "gone": [types.SimpleNamespace(model=None, device=ours.device)],
     }
+    found = {}
+    for name, entries in loaded.items():
+        management.current_loaded_models = entries
+        found[name] = wan_vae.free_memory(ours)
+    management.current_loaded_models = []
     wan_vae.free_memory = lambda vae: 1000
     with wan_vae.lend(vae, "decode", lambda ours: ours.plan_decode((1, 4, 4), chunk=None, budget=None)) as (_, budget):
         return found | {"budget": budget}

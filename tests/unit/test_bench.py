@@ -300,6 +300,26 @@ class TestStages:
             "total": walked + steps + 0.25,
         }
 
+    def test_weights_are_part_of_the_first_step(self) -> None:
+        """Their bytes are counted too, before kernels are."""
+        whole = 14 << 30
+        found = self.seconds(
+            (0.0, "execution_start", None, None),
+            (2.0, "executing", "7", None),
+            (3.0, "progress", "7", (whole // 2, whole)),
+            (5.0, "progress", "7", (whole, whole)),
+            (6.0, "progress", "7", (0, 18)),
+            (7.0, "progress", "7", (18, 18)),
+            (8.0, "progress", "7", (1, 1)),
+            (8.0, "execution_success", None, None),
+        )
+        assert found == {
+            "TurboT2VSampler compile": 1.0,
+            "TurboT2VSampler step 1": 5.0,
+            "TurboT2VSampler end": 0.0,
+            "total": 8.0,
+        }
+
     def test_an_end_that_a_decoder_tells_twice_is_one(self) -> None:
         found = self.seconds(
             (0.0, "execution_start", None, None),
