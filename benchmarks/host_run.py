@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,7 @@ sys.path.append(str(REPO / "tests"))
 
 from host import video  # noqa: E402
 from host.client import ComfyClient, Run  # noqa: E402
+from host.crowded import crowded_gpu  # noqa: E402
 from host.server import ComfyProcess, default_packs  # noqa: E402
 from host.workflow import Prompt, nodes_of, shrink_workflow  # noqa: E402
 
@@ -72,6 +73,8 @@ class Plan:
     cpu: bool
     flags: tuple[str, ...]
     uncached: bool = False
+    left: float | None = None
+    """GiB of GPU memory that another process leaves free; None where there is no other."""
     texture: float = random_vae.TEXTURE
 
 
@@ -233,7 +236,8 @@ def run_prompts(plan: Plan, base: Path, passes: Sequence[str]) -> Iterator[tuple
     print(f"checkpoint {size / GIB:.2f} GiB and VAE written in {written - started:.1f} s", flush=True)
     if plan.uncached:
         loading.forget(checkpoint)
-    with Host(plan, base) as host:
+    others = nullcontext() if plan.left is None else crowded_gpu(plan.left)
+    with others, Host(plan, base) as host:
         print(f"ComfyUI answers after {time.perf_counter() - written:.1f} s", flush=True)
         client = ComfyClient(host.url)
         for seed, name in enumerate(passes):
@@ -258,12 +262,13 @@ def parse() -> tuple[Plan, Path | None]:
     parser.add_argument(
         "--uncached", action="store_true", help="the model file is not in the page cache when it starts"
     )
+    parser.add_argument("--left", type=float, help="GiB of GPU memory that another process leaves free")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with the tiny model at 160x96x9")
     arguments = parser.parse_args()
     plan = Plan(
         comfy=arguments.comfy.resolve(), python=arguments.python, model=arguments.model, size=arguments.size,
         steps=arguments.steps, cpu=False, flags=tuple(arguments.flag), uncached=arguments.uncached,
-        texture=arguments.texture,
+        left=arguments.left, texture=arguments.texture,
     )  # fmt: skip
     if arguments.dry_run:
         plan = dataclasses.replace(plan, model="tiny", size=(160, 96, 9), cpu=True)

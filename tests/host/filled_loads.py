@@ -11,6 +11,8 @@ import importlib
 import json
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,18 @@ class Loads:
         return resident and all(torch.equal(one, other) for one, other in pairs)
 
 
+@contextmanager
+def shown_progress() -> Iterator[list[tuple[int, int]]]:
+    """What the host's progress bar is told meanwhile, as if this model's files took long to read."""
+    told: list[tuple[int, int]] = []
+    file_weights, utils = sys.modules["pack.nodes._file_weights"], importlib.import_module("comfy.utils")
+    shown, file_weights.SHOWN = file_weights.SHOWN, 1
+    utils.set_progress_bar_global_hook(lambda value, total, *_, **__: told.append((value, total)))
+    yield told
+    utils.set_progress_bar_global_hook(None)
+    file_weights.SHOWN = shown
+
+
 def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
     return [weight._qdata, weight._params.scale] if hasattr(weight, "_qdata") else [weight]
 
@@ -92,7 +106,8 @@ def main() -> None:
     model = host.load_model(MODEL_FILE, host.LoadSettings()).model
     patcher = streaming_patcher(patchers, model)
     loads = Loads(model, pages)
-    loads.ready("first", patcher)
+    with shown_progress() as told:
+        loads.ready("first", patcher)
     loads.ready("again", patcher)
 
     lora = patcher.clone()
@@ -116,7 +131,7 @@ def main() -> None:
     reserve = patchers.comfy.model_management.minimum_inference_memory()
     patcher.get_free_memory = lambda _: MOST * pages.used // 4 + reserve
     loads.ready("less room", patcher)
-    print(json.dumps(loads.report | {"pages": {"used": pages.used}}))
+    print(json.dumps({"loads": loads.report, "needed": pages.used, "progress": told}))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ READ = 25  # of the tiny model's 29 streamed weights; the others are too small t
 
 
 @pytest.fixture(scope="module")
-def loads(checkout: Path, host_python: Path, models_dir: Path) -> dict[str, dict]:
-    """What the host finds on its pages after each of the script's loads."""
-    report = alone.report_of(SCRIPT, host_python, checkout, REPO, models_dir / "diffusion_models" / models.T2V_QUANT)
-    if report is None:
+def report(checkout: Path, host_python: Path, models_dir: Path) -> dict:
+    """What the script's loads did."""
+    found = alone.report_of(SCRIPT, host_python, checkout, REPO, models_dir / "diffusion_models" / models.T2V_QUANT)
+    if found is None:
         pytest.skip("this ComfyUI has no streaming patcher, or one from before 0.22, which reads by itself")
-    return report
+    return found
+
+
+@pytest.fixture(scope="module")
+def loads(report: dict) -> dict[str, dict]:
+    """What the host finds on its pages after each load."""
+    return report["loads"]
 
 
 def test_every_large_weight_is_read_once(loads: dict) -> None:
@@ -46,11 +52,20 @@ def test_what_had_to_leave_is_the_host_s(loads: dict) -> None:
 
 
 @pytest.mark.parametrize("load", ["fewer pages", "less room"])
-def test_what_the_host_gives_up_last_is_read_first(loads: dict, load: str) -> None:
+def test_what_the_host_gives_up_last_is_read_first(report: dict, load: str) -> None:
     """After an unloading weights are read again, as many as fit; those that do lie below those that do not."""
-    assert 0 < loads[load]["lent"] < READ
-    assert loads["pages"]["used"] / 2 < loads[load]["up to"] <= 3 * loads["pages"]["used"] / 4
+    found = report["loads"][load]
+    assert 0 < found["lent"] < READ
+    assert report["needed"] / 2 < found["up to"] <= 3 * report["needed"] / 4
 
 
 def test_no_page_stays_held(loads: dict) -> None:
-    assert {load["pages held"] for name, load in loads.items() if name != "pages"} == {0}
+    assert {load["pages held"] for load in loads.values()} == {0}
+
+
+def test_a_long_load_shows_its_progress(report: dict) -> None:
+    """In bytes, from the first weight to the last; ComfyUI leaves out what follows another report at once."""
+    values = [value for value, _ in report["progress"]]
+    assert len(values) > 1
+    assert values == sorted(set(values))
+    assert {total for _, total in report["progress"]} == {values[-1]}

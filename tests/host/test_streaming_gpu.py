@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from host.client import ComfyClient
+from host.crowded import crowded_gpu
 from host.graphs import TinyGraph, finished
 from host.server import ComfyProcess
 
@@ -25,15 +23,6 @@ LORA = "big-lora.safetensors"
 SIZE = {"width": 416, "height": 240, "length": 33}
 CLASSIC = "--disable-dynamic-vram"
 LEFT_FREE = 0.7  # GiB for ComfyUI: activations and a part of the weights
-
-HOG = """
-import sys, torch
-free, _ = torch.cuda.mem_get_info()
-held = torch.empty(int(free - float(sys.argv[1]) * 2**30), dtype=torch.uint8, device="cuda")
-torch.cuda.synchronize()
-print("held", flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +50,6 @@ def lora_over(tensors: dict[str, torch.Tensor], rank: int = 4, size: float = 0.5
             spread = size / (rank * columns) ** 0.5
             lora[f"{stem}.lora_B.weight"] = spread * torch.randn(rows, rank, generator=generator)
     return lora
-
-
-@contextmanager
-def crowded_gpu(left_gib: float) -> Iterator[None]:
-    """Another process holds the GPU's free memory down to `left_gib`."""
-    hog = subprocess.Popen(
-        [sys.executable, "-c", HOG, str(left_gib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert hog.stdout.readline().strip() == "held"
-        yield
-    finally:
-        hog.stdin.close()
-        hog.wait(60)
 
 
 @pytest.fixture(scope="module", params=["streaming", "classic"])
