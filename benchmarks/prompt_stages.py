@@ -2,10 +2,10 @@
 
 A node's time runs from its `executing` message to the next node's. Ours bring weights to the GPU and compile kernels
 before their own work, the first time only, and report that as progress too: see `kernels.compile_ahead`. The reports of
-each count up to a total of their own, so a report that follows a finished count begins another series; the node's last
-series is its work. From the first report of compiling to the last is the stage "compile", which is a fraction of a
-second short, because the first comes only where compiling takes long. Weights, counted in bytes, belong to the first
-step. ComfyUI leaves out a report that follows another at once, never a count's first or
+each count up to a total of their own, so a report that follows a finished count, or has another total, begins another
+series; the node's last series is its work. From the first report of compiling to the last is the stage "compile", which
+is a fraction of a second short, because the first comes only where compiling takes long. Weights, counted in bytes,
+belong to the first step. ComfyUI leaves out a report that follows another at once, never a count's first or
 last; a step that it left out is part of the next.
 """
 
@@ -72,10 +72,10 @@ def _told_once(reports: Sequence[Report]) -> list[Report]:
 
 
 def _series(reports: Sequence[Report]) -> list[list[Report]]:
-    """The reports, cut behind each that reached its total."""
+    """The reports, cut behind each that reached its total, and where the total is another: weights may not all fit."""
     found: list[list[Report]] = []
     for before, report in zip([None, *reports], reports, strict=False):
-        if before is None or before.value >= before.total:
+        if before is None or before.value >= before.total or before.total != report.total:
             found.append([])
         found[-1].append(report)
     return found

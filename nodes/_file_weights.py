@@ -5,13 +5,14 @@ it unloads it copies the weights into system memory. Here every Linear's weight 
 mapped tensor beside the one on the GPU: `place` reads the file ahead of the host's own loading, which then finds
 nothing left to do, and `withdraw` puts the mapped tensors back, whose pages the system may drop and read again.
 
-Its streaming copies each weight, as a layer first asks for it, into page-locked memory and from there to the GPU.
+Its streaming copies each weight, as a layer first asks for it, to a buffer in system memory and from there to the GPU.
 `fill` reads them to where they are streamed to, ahead of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
 
 import torch
@@ -22,10 +23,11 @@ from ..turbo_core.file_reading import MappedFile
 from ..turbo_core.file_spans import span_of
 from ..turbo_core.layers import Linear
 from . import _layout, _streamed_memory
-from ._operations import progress_bar, throw_if_interrupted
+from ._operations import is_interrupted, progress_bar, throw_if_interrupted
 
 SMALL = 1 << 16  # bytes; the host's copy of a smaller weight costs no more than a read
-SHOWN = 1 << 30  # bytes; less is read before anybody looks
+MUCH = 1 << 30  # bytes; reading less shows no progress, and tells nothing of the speed
+CACHED = 5e9  # bytes a second, which a page cache gives and few disks do
 
 
 class FileWeights:
@@ -36,6 +38,7 @@ class FileWeights:
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
         self._mapped: dict[str, nn.Parameter] = {}
         self._placed: dict[str, nn.Parameter] = {}
+        self._reads_again = True
         offsets: dict[str, int] = {}
         for name, layer in self._layers.items():
             span = span_of(_data(layer.weight), file.spans)
@@ -55,7 +58,11 @@ class FileWeights:
             self._layers[name].weight = self._placed[name] = weight
             return True
 
-        return self._read(wanted, device, place)
+        taken = self._read(wanted, device, place)
+        if taken < len(wanted):  # the host forgets a model whose load is interrupted
+            self.withdraw()
+            throw_if_interrupted()
+        return taken
 
     def withdraw(self) -> None:
         """The mapped tensors again, for every weight that nobody has replaced since it was placed."""
@@ -65,32 +72,47 @@ class FileWeights:
         self._placed.clear()
 
     def fill(self, device: torch.device, leave: Container[str], room: int) -> int:
-        """Read onto `device`, where the host streams them to, weights that never were there; the number of read ones.
+        """Read onto `device`, where the host streams them to, the weights that are not there; the number of read ones.
 
         Left to the host are layers with a weight or bias in `leave`, by the model's names, because it patches them, and
-        whatever was there and had to leave: it keeps such weights in page-locked memory, which serves a GPU that is too
-        small for the model better than files. `room` is what the GPU can give to this model in all, in bytes;
-        with less than all weights need, those are read that the host would give up last.
+        those of which it has a copy in system memory. What was there and had to leave is read again only while the page
+        cache serves it: from a disk, prompt after prompt, it would be slower than the host, which keeps its copies.
+        `room` is what the GPU can give to this model in all, in bytes; with less than all weights need, those are read
+        that the host would give up last. If the user cancels, the reading ends.
         """
-        wanted = []
-        for name in sorted(self._streamed(), key=lambda name: _streamed_memory.address(self._layers[name])):
-            layer = self._layers[name]
-            room -= _streamed_memory.size(layer)
-            if room < 0:
-                break
-            new = not _streamed_memory.was_written(layer) and not _streamed_memory.is_page_locked(layer)
-            patched = f"{name}.weight" in leave or f"{name}.bias" in leave
-            if new and not patched and self._is_mapped(name):
-                wanted.append(name)
-        return self._read(wanted, device, lambda name, data: _streamed_memory.write(self._layers[name], data, device))
+        wanted = [name for name in self._with_room(room) if self._is_missing(name) and not _patched(name, leave)]
+        again = any(_streamed_memory.was_written(self._layers[name]) for name in wanted)
+        started = time.perf_counter()
+        taken = self._read(wanted, device, lambda name, data: _streamed_memory.write(self._layers[name], data, device))
+        bytes_read = sum(_data(self._mapped[name]).nbytes for name in wanted[:taken])
+        if again and bytes_read >= MUCH:
+            self._reads_again = bytes_read >= CACHED * (time.perf_counter() - started)
+        return taken
 
     def forget(self) -> None:
-        """The host has unloaded the model, page-locked memory included: what was streamed is as good as new."""
+        """The host has unloaded the model, its copies included: what was streamed is as good as new."""
         for name in self._streamed():
             _streamed_memory.forget(self._layers[name])
 
     def _streamed(self) -> list[str]:
-        return [name for name, layer in self._layers.items() if _streamed_memory.is_streamed(layer)]
+        """In the order in which the host keeps them: the last leaves first."""
+        names = [name for name, layer in self._layers.items() if _streamed_memory.is_streamed(layer)]
+        return sorted(names, key=lambda name: _streamed_memory.address(self._layers[name]))
+
+    def _with_room(self, room: int) -> Iterator[str]:
+        """The streamed layers that `room` bytes hold."""
+        for name in self._streamed():
+            room -= _streamed_memory.size(self._layers[name])
+            if room < 0:
+                return
+            yield name
+
+    def _is_missing(self, name: str) -> bool:
+        """Whether a streamed layer's weights are not where it looks for them, and are to come from the file."""
+        layer = self._layers[name]
+        if not self._is_mapped(name) or _streamed_memory.has_host_copy(layer):
+            return False
+        return not _streamed_memory.was_written(layer) or (self._reads_again and not _streamed_memory.holds(layer))
 
     def _is_mapped(self, name: str) -> bool:
         """Whether the weight lies in the mapping: after a LoRA the host puts the original in a Parameter of its own."""
@@ -98,20 +120,24 @@ class FileWeights:
         return mapped is not None and _data(self._layers[name].weight).data_ptr() == _data(mapped).data_ptr()
 
     def _read(self, names: Sequence[str], device: torch.device, take: Callable[[str, Tensor], bool]) -> int:
-        """Hand the weights' data on `device` to `take` until it refuses; the number that it took."""
+        """Hand the weights' data on `device` to `take` until it refuses or the user cancels; the number it took."""
         weights = [_data(self._mapped[name]) for name in names]
         whole = sum(weight.nbytes for weight in weights)
-        show = progress_bar() if whole >= SHOWN else None
+        show = progress_bar() if whole >= MUCH else None
         taken = done = 0
         with closing(self.file.to_device(weights, device)) as read:
             for name, data in zip(names, read, strict=True):
-                throw_if_interrupted()
-                if not take(name, data):
+                if is_interrupted() or not take(name, data):
                     break
                 taken, done = taken + 1, done + data.nbytes
                 if show is not None:
                     show(done, whole)
         return taken
+
+
+def _patched(name: str, patches: Container[str]) -> bool:
+    """Whether the layer's weight or bias is among `patches`."""
+    return f"{name}.weight" in patches or f"{name}.bias" in patches
 
 
 def _data(weight: nn.Parameter) -> Tensor:

@@ -25,6 +25,11 @@ from . import _layout
 _CAST_OPTIONS = frozenset(inspect.signature(comfy.ops.cast_bias_weight).parameters)
 
 
+def is_interrupted() -> bool:
+    """Whether the user cancelled."""
+    return comfy.model_management.processing_interrupted()
+
+
 def throw_if_interrupted() -> None:
     """Raise the host's interruption if the user cancelled."""
     comfy.model_management.throw_exception_if_processing_interrupted()

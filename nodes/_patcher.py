@@ -13,14 +13,15 @@ Cloning: a streaming patcher cloned without streaming becomes the host's own cla
 Preparing: before every prompt the host's streaming lists a model's modules, readies each and copies the small weights
 to the GPU anew, though all of it is as the last prompt left it. It does so once here, and again after a change.
 
-Reading: both patchers get large weights from their file at a third to a sixth of the disk's and the page cache's speed.
-Here they are read ahead of them, see `_file_weights`.
+Reading: both patchers copy weights one by one, slower than the disk or the page cache gives them. Here the large ones
+are read from their file ahead of them, see `_file_weights`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -30,6 +31,7 @@ from comfy_kitchen.tensor import QuantizedTensor
 from torch import Tensor, nn
 
 from ._model import TurboWanBase
+from ._operations import is_interrupted
 from ._prepared import Prepared
 
 log = logging.getLogger("turbowan")
@@ -96,14 +98,16 @@ HOST_STREAMS = _StreamingBase is not comfy.model_patcher.ModelPatcher  # set by 
 class _StreamingPatcher(_Careful, _StreamingBase):
     """The host's `load` runs for every prompt; where nothing has changed, it finds nothing to restore and to ready.
 
-    What the GPU has room for is read right after it, once; what must leave later the host brings back by itself.
-    ComfyUI before 0.22 has no `restore_loaded_backups`, moves some weights unasked, and readies the model every time;
+    What the GPU has room for is read right after it, and again where it had to leave. If the user cancels meanwhile,
+    the first layer that asks for its weights raises: the host forgets a model whose load does.
+    ComfyUI before 0.23 has no `restore_loaded_backups`, moves some weights unasked, and readies the model every time;
     it reads weights by itself.
     """
 
     _in_place = False
     _readies_once = hasattr(_StreamingBase, "restore_loaded_backups")
 
+    @torch.inference_mode()
     def load(self, device_to: torch.device | None = None, *args: Any, dirty: bool = False, **options: Any) -> Any:
         model = self.model
         prepared, model.prepared = model.prepared, None  # a load that fails leaves nothing to rely on
@@ -118,15 +122,25 @@ class _StreamingPatcher(_Careful, _StreamingBase):
             self._in_place = False
             if in_place:
                 model.model_loaded_weight_memory = before
+        if not self._readies_once:
+            return
+        held = self._fill(device_to, prepared.held if in_place else None)
+        if is_interrupted():  # so that the next load reads what is missing
+            return
         if in_place:
-            model.prepared = prepared
-        elif self._readies_once:
-            room = self.get_free_memory(device_to) - comfy.model_management.minimum_inference_memory()
-            model.file_weights.fill(device_to, leave=self.patches.keys(), room=int(room))
-            if self._plain():
-                model.prepared = Prepared(
-                    patches=self.patches_uuid, device=device_to, originals=self.backup, count=len(self.backup)
-                )
+            model.prepared = replace(prepared, held=held)
+        elif self._plain():
+            model.prepared = Prepared(
+                patches=self.patches_uuid, device=device_to, originals=self.backup, count=len(self.backup), held=held
+            )
+
+    def _fill(self, device: torch.device, held: int | None) -> int:
+        """Read the weights that the GPU has room for, unless it holds as many bytes as before; the bytes it holds."""
+        pages = self._vbar_get()
+        if held is None or pages.loaded_size() < held:
+            room = self.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
+            self.model.file_weights.fill(device, leave=self.patches.keys(), room=int(room))
+        return pages.loaded_size()
 
     @torch.inference_mode()
     def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> Any:

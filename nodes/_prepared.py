@@ -13,12 +13,14 @@ class Prepared:
     """For which patches and device, and the originals of the weights that were copied there.
 
     Whoever unloads the model takes them out of `originals`: as many as there were mean that everything is in place.
+    `held` are the bytes of streamed weights that the device held then; they leave without a word.
     """
 
     patches: object
     device: torch.device | None
     originals: dict[str, Any]
     count: int
+    held: int
 
     def holds(self, patches: object, device: torch.device | None, originals: dict[str, Any]) -> bool:
         """Whether nothing has changed for a patcher with these. Without a copied weight no unloading would show."""

@@ -2,8 +2,9 @@
 
 The host gives each layer a range of addresses (`_v`). Pages lie behind it while it is asked for, leave when other
 memory is needed, highest addresses first, and have a signature that lasts as long as they do. A layer whose range has
-the signature of the last copy is served from there; for any other the host copies the weights into page-locked memory
-of its own and from there to the pages. What is written here is signed as the host signs its own copies.
+the signature of the last copy is served from there; for any other the host copies the weights to a buffer of its own in
+system memory, page-locked as far as it can, and from there to the pages. What is written here is signed as the host
+signs its own copies.
 """
 
 from __future__ import annotations
@@ -14,43 +15,49 @@ from typing import Any
 
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
-from torch import Tensor
-
-from ..turbo_core.layers import Linear
+from torch import Tensor, nn
 
 
-def is_streamed(layer: Linear) -> bool:
+def is_streamed(layer: nn.Module) -> bool:
     """Whether the host has set memory aside for it; it keeps small layers on the GPU and streams none on a CPU."""
     return hasattr(layer, "_v")
 
 
-def address(layer: Linear) -> int:
+def address(layer: nn.Module) -> int:
     return layer._v[1]
 
 
-def size(layer: Linear) -> int:
+def size(layer: nn.Module) -> int:
     """Bytes of weight and bias as they lie there."""
     return layer._v[2]
 
 
-def is_page_locked(layer: Linear) -> bool:
-    """Whether the host keeps a copy in page-locked memory, where it leaves it when patches change."""
+def has_host_copy(layer: nn.Module) -> bool:
+    """Whether the host keeps a copy in its buffer, from where the bus brings it."""
     noted = layer.__dict__
-    pins = (pin.get("pin") for pin in noted.get("_pins", {}).values())  # before ComfyUI 0.30 there was one, `_pin`
-    return noted.get("_pin") is not None or any(pin is not None for pin in pins)
+    copies = (copy.get("pin") for copy in noted.get("_pins", {}).values())  # before ComfyUI 0.30 there was one, `_pin`
+    return noted.get("_pin") is not None or any(copy is not None for copy in copies)
 
 
-def was_written(layer: Linear) -> bool:
-    """Whether the layer's weights were copied to its pages, by us or by the host, wherever the pages may be now."""
+def was_written(layer: nn.Module) -> bool:
+    """Whether weights were written for it and had a place to stay, since patches changed or it was forgotten."""
     return layer._v_signature is not None
 
 
-def forget(layer: Linear) -> None:
-    """As if its weights had never been copied."""
+def holds(layer: nn.Module) -> bool:
+    """Whether the weights that were written are still there; asking brings pages where there are none."""
+    import comfy_aimdo.model_vbar
+
+    with _pages(layer) as signature:
+        return comfy_aimdo.model_vbar.vbar_signature_compare(signature, layer._v_signature)
+
+
+def forget(layer: nn.Module) -> None:
+    """As if its weights had never been written."""
     layer._v_signature = None
 
 
-def write(layer: Linear, data: Tensor, device: torch.device) -> bool:
+def write(layer: nn.Module, data: Tensor, device: torch.device) -> bool:
     """Copy the layer's weight, whose `data` is on the GPU, and its bias to its pages; False where there are none left.
 
     Args:
@@ -77,7 +84,7 @@ def write(layer: Linear, data: Tensor, device: torch.device) -> bool:
 
 
 @contextmanager
-def _pages(layer: Linear) -> Iterator[Any]:
+def _pages(layer: nn.Module) -> Iterator[Any]:
     """The signature of the layer's pages, which stay meanwhile; None where the GPU has no room for them."""
     import comfy_aimdo.model_vbar
 

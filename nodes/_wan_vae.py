@@ -15,6 +15,7 @@ import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.ops
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from torch import Tensor, nn
 
@@ -22,11 +23,10 @@ from ..turbo_core import vae as wan_vae
 from ..turbo_core import vae_weights
 from ..turbo_core.vae_plan import BUDGET_SHARE, Plan
 from ..turbo_core.vae_weights import OTHER_PART, Direction
+from . import _streamed_memory
 from ._operations import progress_bar, throw_if_interrupted
 
 RGB = 3
-# The host's own: on a module whose weights it streams, and None there while it has no room to keep them.
-STREAMED, KEPT = "_v", "_v_signature"
 
 _compiled_for: set[tuple[Direction, torch.device, torch.dtype, wan_vae.VAEConfig]] = set()
 
@@ -49,18 +49,21 @@ def output_dtype(vae: VAE) -> torch.dtype:
 
 
 def free_memory(vae: VAE) -> int:
-    """Bytes that a call finds free, with those of other models that the host's streaming frees when asked.
+    """Bytes that a call finds free, with those that the host's streaming of other models gives up when it needs them.
 
     A streamed network may fill the GPU, and stays there until then. The host's own count of both warns of every page
     that is in use meanwhile, and lent weights are.
     """
-    loaded = comfy.model_management.current_loaded_models
-    patchers = [entry.model for entry in loaded if entry.device == vae.device and entry.model is not None]
-    streamed = [
-        patcher for patcher in patchers if getattr(patcher, "is_dynamic", bool)()
-    ]  # ComfyUI 0.8 streams nothing
-    others = [patcher for patcher in streamed if patcher.model is not vae.first_stage_model]
-    return comfy.model_management.get_free_memory(vae.device) + sum(patcher.loaded_size() for patcher in others)
+    entries = comfy.model_management.current_loaded_models
+    loaded = [entry.model for entry in entries if entry.device == vae.device and entry.model is not None]
+    others = [patcher for patcher in loaded if _streams(patcher) and patcher.model is not vae.first_stage_model]
+    streamed = sum(patcher.loaded_size() - patcher.model.model_loaded_weight_memory for patcher in others)
+    return comfy.model_management.get_free_memory(vae.device) + streamed
+
+
+def _streams(patcher: ModelPatcher) -> bool:
+    """ComfyUI 0.8 has no streaming, and does not say so."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 @contextmanager
@@ -94,16 +97,16 @@ def _lent_weights(
     weights = model.state_dict()
     with ExitStack() as loans:
         for path, module in model.named_modules():
-            if path.startswith(OTHER_PART[direction]) or not hasattr(module, STREAMED):
+            if path.startswith(OTHER_PART[direction]) or not _streamed_memory.is_streamed(module):
                 continue
             weight, bias, loan = comfy.ops.cast_bias_weight(
                 module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
             )
             give_back = partial(comfy.ops.uncast_bias_weight, module, weight, bias, loan)
-            if getattr(module, KEPT) is None:  # the next layer's weights come to the same place
+            if _streamed_memory.was_written(module):
+                loans.callback(give_back)
+            else:  # there was no room to stay: the next layer's weights come to the same place
                 weight, bias = weight.clone(), bias.clone()
                 give_back()
-            else:
-                loans.callback(give_back)
             weights |= {f"{path}.weight": weight, f"{path}.bias": bias}
         yield weights

@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from no_gpu import CPU, Pages, import_pack, on_a_gpu, streaming_patcher
 
 CHECKOUT, PACK, MODEL_FILE = map(Path, sys.argv[1:])
-LINEAR = "blocks.0.self_attn.q"
+LINEAR, OTHER = "blocks.0.self_attn.q", "blocks.0.self_attn.k"
 MOST = 3  # quarters of what all streamed layers need
 
 
@@ -31,7 +32,8 @@ class Loads:
         self.model, self.pages = model, pages
         self.ops: types.ModuleType = importlib.import_module("comfy.ops")
         self.vbar: types.ModuleType = importlib.import_module("comfy_aimdo.model_vbar")
-        self.linear = model.diffusion_model.get_submodule(LINEAR)
+        self.linear, self.other = (model.diffusion_model.get_submodule(name) for name in (LINEAR, OTHER))
+        self.readable: list[Any] = []
         self.read = 0
         self.report: dict[str, dict[str, Any]] = {}
         fill = model.file_weights.fill
@@ -48,16 +50,28 @@ class Loads:
         by.partially_load(CPU, 0)
         self.report[name] = {"read": self.read - read} | self._lent()
 
+    def fail(self, name: str, by: Any) -> None:
+        """A load that must raise; `partially_load` would then unload, which fails for a model of the CPU."""
+        read = self.read
+        try:
+            by.load(CPU)
+        except torch.OutOfMemoryError:
+            readers = sum(thread.name.startswith("turbowan-read") for thread in threading.enumerate())
+            self.report[name] = {"read": self.read - read, "readers": readers} | self._lent()
+
     def _lent(self) -> dict[str, Any]:
         """Layers that the host lends from its pages without a copy, and how many of them hold what the file does."""
         streamed = [layer for layer in self.model.modules() if hasattr(layer, "_v")]
         lent = [layer for layer in streamed if self._is_there(layer)]
+        self.readable = self.readable or lent  # the first load reads all that there are
+        left = [layer for layer in self.readable if layer not in lent]
         return {
             "streamed": len(streamed),
             "lent": len(lent),
             "right": sum(map(self._is_right, lent)),
-            "linear": self.linear in lent,
-            "up to": max((layer._v[1] + layer._v[2] for layer in lent), default=0),
+            "patched": [layer in lent for layer in (self.linear, self.other)],
+            "up to": max(map(_end, lent), default=0),
+            "left from": min(map(_end, left), default=self.pages.used),
             "pages held": self.pages.held,
         }
 
@@ -82,14 +96,41 @@ class Loads:
 
 @contextmanager
 def shown_progress() -> Iterator[list[tuple[int, int]]]:
-    """What the host's progress bar is told meanwhile, as if this model's files took long to read."""
+    """What the host's progress bar is told meanwhile, as if this model's file were large."""
     told: list[tuple[int, int]] = []
-    file_weights, utils = sys.modules["pack.nodes._file_weights"], importlib.import_module("comfy.utils")
-    shown, file_weights.SHOWN = file_weights.SHOWN, 1
+    utils = importlib.import_module("comfy.utils")
     utils.set_progress_bar_global_hook(lambda value, total, *_, **__: told.append((value, total)))
-    yield told
+    with replaced(sys.modules["pack.nodes._file_weights"], MUCH=1):
+        yield told
     utils.set_progress_bar_global_hook(None)
-    file_weights.SHOWN = shown
+
+
+@contextmanager
+def replaced(module: types.ModuleType, **values: Any) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
+    yield
+    vars(module).update(before)
+
+
+def after(count: int, then: Callable[[], None], do: Callable[..., Any]) -> Callable[..., Any]:
+    """`do`, with `then` before its call number `count`, counted from 0."""
+    calls = iter(range(1 << 30))
+
+    def counted(*args: Any) -> Any:
+        if next(calls) == count:
+            then()
+        return do(*args)
+
+    return counted
+
+
+def run_out() -> None:
+    raise torch.OutOfMemoryError("Allocation on device")
+
+
+def _end(layer: Any) -> int:
+    return layer._v[1] + layer._v[2]
 
 
 def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
@@ -103,33 +144,54 @@ def main() -> None:
     if not patchers._StreamingPatcher._readies_once:
         print(json.dumps(None))
         return
+    management = patchers.comfy.model_management
+    file_weights, memory = (sys.modules[f"pack.nodes.{name}"] for name in ("_file_weights", "_streamed_memory"))
     model = host.load_model(MODEL_FILE, host.LoadSettings()).model
     patcher = streaming_patcher(patchers, model)
     loads = Loads(model, pages)
+
+    def make_room() -> None:
+        with on_a_gpu(patcher):
+            patcher.partially_unload(CPU, 10)  # another model wants memory, and in this process gets all pages
+
+    def unload() -> None:
+        with on_a_gpu(patcher):
+            patcher.detach()  # as /free does
+
     with shown_progress() as told:
         loads.ready("first", patcher)
     loads.ready("again", patcher)
 
     lora = patcher.clone()
-    rows, columns = loads.linear.weight.shape
-    lora.add_patches({f"diffusion_model.{LINEAR}.weight": ("diff", (torch.ones(rows, columns),))})
+    patches = ((f"{LINEAR}.weight", loads.linear.weight), (f"{OTHER}.bias", loads.other.bias))
+    lora.add_patches({f"diffusion_model.{name}": ("diff", (torch.ones(old.shape),)) for name, old in patches})
     loads.ready("lora", lora)
     loads.linear._pins = {"weights-loaded": {"pin": torch.empty(1)}}  # as a step with the LoRA leaves it
+    loads.other._pin = torch.empty(1)  # ... before ComfyUI 0.30
     loads.ready("without", patcher)
+    make_room()
+    loads.ready("made room", patcher)
+    make_room()
+    with replaced(file_weights, MUCH=1, CACHED=float("inf")):
+        loads.ready("from a slow disk", patcher)
+    make_room()
+    loads.ready("after that", patcher)
 
-    with on_a_gpu(patcher):
-        patcher.partially_unload(CPU, 1e32)  # another model takes all of the GPU
-    loads.ready("after eviction", patcher)
-    with on_a_gpu(patcher):
-        patcher.detach()  # what /free does
-    del loads.linear._pins
+    unload()
+    del loads.linear._pins, loads.other._pin
+    with replaced(memory, write=after(3, management.interrupt_current_processing, memory.write)):
+        loads.ready("cancelled", patcher)
+    management.interrupt_current_processing(False)
+    loads.ready("after cancelling", patcher)
+    unload()
+    with replaced(sys.modules["comfy_aimdo.torch"], aimdo_to_tensor=after(3, run_out, pages.tensor)):
+        loads.fail("failed", patcher)
+    unload()
     pages.end = MOST * pages.used // 4
     loads.ready("fewer pages", patcher)
-    with on_a_gpu(patcher):
-        patcher.detach()
+    unload()
     pages.end = len(pages.memory)
-    reserve = patchers.comfy.model_management.minimum_inference_memory()
-    patcher.get_free_memory = lambda _: MOST * pages.used // 4 + reserve
+    patcher.get_free_memory = lambda _: MOST * pages.used // 4 + management.minimum_inference_memory()
     loads.ready("less room", patcher)
     print(json.dumps({"loads": loads.report, "needed": pages.used, "progress": told}))
 

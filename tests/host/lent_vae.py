@@ -102,14 +102,17 @@ def free(wan_vae: types.ModuleType, vae: Any) -> dict[str, int]:
     management = importlib.import_module("comfy.model_management")
     management.get_free_memory = lambda device: 5
 
-    def holding(size: int, *, model: object = None, device: str = "cuda", **streaming: Any) -> types.SimpleNamespace:
-        patcher = types.SimpleNamespace(model=model, loaded_size=lambda: size, **streaming)
+    def holding(size: int, *, model: Any = None, device: str = "cuda", **streaming: Any) -> types.SimpleNamespace:
+        """A loaded model of `size` bytes and one more that streaming does not give up."""
+        model = model or types.SimpleNamespace()
+        model.model_loaded_weight_memory = 1
+        patcher = types.SimpleNamespace(model=model, loaded_size=lambda: size + 1, **streaming)
         return types.SimpleNamespace(model=patcher, device=torch.device(device))
 
     def streams() -> bool:
         return True
 
-    ours = types.SimpleNamespace(device=torch.device("cuda"), first_stage_model=object())
+    ours = types.SimpleNamespace(device=torch.device("cuda"), first_stage_model=types.SimpleNamespace())
     loaded = {
         "none": [],
         "streamed": [holding(2, is_dynamic=streams), holding(3, is_dynamic=streams)],

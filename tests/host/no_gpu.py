@@ -36,9 +36,10 @@ class NoBuffer:
 
 
 class Pages:
-    """In place of the GPU memory that large weights stream through: it gives up as much as it is asked for, but all.
+    """In place of the GPU memory that large weights stream through.
 
-    Each range is a page of its own, whose signature counts how often it came.
+    Each range is a page of its own, whose signature counts how often it came. Asked for memory, it gives all pages up
+    and says that it freed as much as was asked for; nothing, where everything was.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class Pages:
         self.prioritized = self.used = self.held = 0
         self.end = BYTES  # no pages from here on
         self._came: dict[int, int] = {}
+        self._there: dict[int, int] = {}  # bytes by start
 
     def alloc(self, size: int) -> Range:
         start, self.used = self.used, self.used + size
@@ -55,7 +57,10 @@ class Pages:
         if start + size > self.end:
             return None
         self.held += 1
-        return array("I", [start, self._came.setdefault(start, 0)])
+        if start not in self._there:
+            self._there[start] = size
+            self._came[start] = self._came.get(start, 0) + 1
+        return array("I", [start, self._came[start]])
 
     def unpin(self, *_: int) -> None:
         self.held -= 1
@@ -68,10 +73,10 @@ class Pages:
         self.prioritized += 1
 
     def loaded_size(self) -> int:
-        return 0
+        return sum(self._there.values())
 
     def free_memory(self, size: float) -> float:
-        self._came = {start: count + 1 for start, count in self._came.items()}
+        self._there.clear()
         self.memory.zero_()
         return size if size < 1e30 else 0
 

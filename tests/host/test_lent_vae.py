@@ -47,14 +47,17 @@ def test_what_streaming_would_free_counts_as_free(report: dict) -> None:
     assert report["free"] == alone | {"streamed": 10, "budget": int(BUDGET_SHARE * 1000)}
 
 
-@pytest.mark.gpu
-@pytest.mark.timeout(300)
-def test_weights_that_stayed_on_a_gpu_are_the_same(checkout: Path, host_python: Path, tmp_path: Path) -> None:
-    (tmp_path / "models" / "vae").mkdir(parents=True)
-    save_file(random_vae.tensors(96), tmp_path / "models" / "vae" / models.VAE)
-    (tmp_path / "frontend").mkdir()
-    flags, hashes = ("--front-end-root", str(tmp_path / "frontend")), []
-    with ComfyProcess(checkout, host_python, tmp_path, flags=flags, device="cuda") as host:
+@pytest.fixture(scope="module")
+def on_a_gpu(checkout: Path, host_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Decodes of three latents, the last as the first: differences to the host's own, hashes, and what it logged."""
+    base = tmp_path_factory.mktemp("lent")
+    (base / "models" / "vae").mkdir(parents=True)
+    save_file(random_vae.tensors(96), base / "models" / "vae" / models.VAE)
+    (base / "frontend").mkdir()
+    differences, hashes = [], []
+    with ComfyProcess(
+        checkout, host_python, base, flags=("--front-end-root", str(base / "frontend")), device="cuda"
+    ) as host:
         client = ComfyClient(host.url)
         for seed in (1, 2, 1):
             graph = TinyGraph()
@@ -64,7 +67,21 @@ def test_weights_that_stayed_on_a_gpu_are_the_same(checkout: Path, host_python: 
             comparison = graph.add("TestCompareImages", a=ours, b=stock)[0]
             probe = graph.add("TestImageProbe", image=ours)[0]
             run = finished(client, graph)
-            assert run.report(comparison)["relative"] < DECODES_BF16
+            differences.append(run.report(comparison)["relative"])
             hashes.append(run.report(probe)["sha256"])
-        assert "pin_count" not in host.log(), "comfy-aimdo warns where memory is counted that is lent"
-    assert hashes[0] == hashes[2] != hashes[1]
+        return {"differences": differences, "hashes": hashes, "log": host.log()}
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_weights_that_stayed_on_a_gpu_are_the_same(on_a_gpu: dict) -> None:
+    first, other, again = on_a_gpu["hashes"]
+    assert first == again != other
+    assert max(on_a_gpu["differences"]) < DECODES_BF16
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_lent_weights_bring_no_warnings(on_a_gpu: dict) -> None:
+    """comfy-aimdo warns of each page that is in use where its own count of free memory is asked for."""
+    assert "pin_count" not in on_a_gpu["log"]

@@ -300,14 +300,15 @@ class TestStages:
             "total": walked + steps + 0.25,
         }
 
-    def test_weights_are_part_of_the_first_step(self) -> None:
-        """Their bytes are counted too, before kernels are."""
+    @pytest.mark.parametrize("read", [9, 14])
+    def test_weights_are_part_of_the_first_step(self, read: int) -> None:
+        """Their bytes are counted too, before kernels are, and not to the end where the GPU has no room for all."""
         whole = 14 << 30
         found = self.seconds(
             (0.0, "execution_start", None, None),
             (2.0, "executing", "7", None),
-            (3.0, "progress", "7", (whole // 2, whole)),
-            (5.0, "progress", "7", (whole, whole)),
+            (3.0, "progress", "7", (1 << 30, whole)),
+            (5.0, "progress", "7", (read << 30, whole)),
             (6.0, "progress", "7", (0, 18)),
             (7.0, "progress", "7", (18, 18)),
             (8.0, "progress", "7", (1, 1)),

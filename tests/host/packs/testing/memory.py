@@ -78,7 +78,7 @@ def _from_file(base: type, changed: bool) -> type:
 
 
 class TestMemory:
-    """The loaded models: class, patcher, bytes, those loaded and page-locked, how many weights the file placed."""
+    """Of each loaded model class, patcher, bytes in all, loaded and page-locked, and how many weights were placed."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
