@@ -12,6 +12,7 @@ import importlib
 import json
 import sys
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,26 @@ def main() -> None:
     note("without")
     patcher.detach()
     note("end")
+    management, file = importlib.import_module("comfy.model_management"), model.file_weights.file
+    file.to_device = cancelled_at(3, file.to_device, management.interrupt_current_processing)
+    try:
+        patcher.partially_load(GPU, EVERYTHING)
+    except management.InterruptProcessingException:
+        note("cancelled")
     report["patcher"] = {"class": type(patcher).__name__, "parameters": len(list(network.parameters()))}
     print(json.dumps(report))
+
+
+def cancelled_at(count: int, read: Callable[..., Iterator[Any]], cancel: Callable[[], None]) -> Callable[..., Any]:
+    """`read`, which cancels before it gives item number `count`, counted from 0."""
+
+    def cancelled(*args: Any) -> Iterator[Any]:
+        for number, item in enumerate(read(*args)):
+            if number == count:
+                cancel()
+            yield item
+
+    return cancelled
 
 
 def weights(network: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -35,6 +35,11 @@ def test_unloading_puts_the_mapped_weights_back(loads: dict, load: str) -> None:
     assert loads[load] == {"on the GPU": 0, "read": 0, "mapped": CODES, "codes": "block"}
 
 
+def test_cancelling_puts_the_mapped_weights_back(loads: dict) -> None:
+    """ComfyUI forgets a model whose load is interrupted, so that nothing else would ever free its memory."""
+    assert loads["cancelled"] == {"on the GPU": 0, "read": 0, "mapped": CODES, "codes": "block"}
+
+
 def test_what_does_not_fit_stays_mapped(loads: dict) -> None:
     assert loads["patcher"]["class"] == "_ClassicPatcher"
     assert loads["in part"]["read"] == 0
