@@ -68,9 +68,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """[N, rows, columns] → the same directions with singular values near one, bf16."""
+    """[N, rows, columns] → the same directions with singular values near one.
+
+    In bf16 on a GPU; a CPU with AVX2 alone multiplies batches of it 10 to 50 times slower than fp32.
+    """
     a, b, c = COEFFICIENTS
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
