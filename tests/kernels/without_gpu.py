@@ -113,7 +113,7 @@ dispatch.use_tma = lambda device: hopper
 
 from turbowan.benchmarks import random_vae, synthetic  # noqa: E402
 from turbowan.kernels.compile_ahead import _Zeros  # noqa: E402
-from turbowan.turbo_core import channelwise, vae_passes, vae_weights  # noqa: E402
+from turbowan.turbo_core import channelwise, vae_layers, vae_passes, vae_weights  # noqa: E402
 from turbowan.turbo_core.attention import AttentionSettings  # noqa: E402
 from turbowan.turbo_core.config import WanConfig  # noqa: E402
 from turbowan.turbo_core.model import TurboWan  # noqa: E402
@@ -128,8 +128,23 @@ class ChannelsLast(types.ModuleType):
         return getattr(torch, name)
 
 
+class ConvolvesNothing(types.ModuleType):
+    """torch.nn.functional for `vae_layers`: a CPU with AVX2 alone takes minutes for bf16 that nobody looks at."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch.nn.functional, name)
+
+    @staticmethod
+    def conv3d(x: torch.Tensor, weight: torch.Tensor, _: None, stride: tuple, padding: tuple) -> torch.Tensor:
+        lengths = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+        size = [(length + 2 * pad - kernel) // step + 1 for length, kernel, step, pad in lengths]
+        shape = (x.shape[0], weight.shape[0], *size)
+        return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last_3d).zero_()
+
+
 def compile_vae() -> None:
     vae_passes.torch = ChannelsLast("torch")
+    vae_layers.F = ConvolvesNothing("functional")
     model = vae_weights.from_tensors(random_vae.tensors(96))
     for direction in ("decode", "encode"):
         forget()
